@@ -1,0 +1,183 @@
+"""Model and configuration in, verified SavedModel out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+import exporter
+from exporter.config import ExportConfig, NtkConfig
+from exporter.errors import ExportError
+from exporter.lower import CALLING_CONVENTION_VERSION
+from exporter.plan import Choice, Plan, choose, make_plan
+from exporter.programs import build_functions
+from exporter.progress import Progress, SilentProgress
+from exporter.signatures import KernelModule, param_names
+from exporter.verify import Verification, verify
+from exporter.versions import stage_version
+
+MANIFEST = "assets.extra/ntk_manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """An export that succeeded.
+
+    Attributes:
+      path: the new version's directory.
+      manifest: what was exported, as its `assets.extra/ntk_manifest.json` has it.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+
+def explain(model: Any, ntk: NtkConfig | None = None, export: ExportConfig | None = None) -> Plan:
+    """The plan of an export, without exporting; `str(plan)` shows it.
+
+    Raises:
+      ExportError: the model or the configuration cannot be exported.
+    """
+    return make_plan(model, ntk or NtkConfig(), export or ExportConfig())
+
+
+def export_savedmodel(
+    model: Any,
+    base_dir: str | Path,
+    ntk: NtkConfig | None = None,
+    export: ExportConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Writes the kernel of a model as the next version under `base_dir`, and verifies it.
+
+    Args:
+      model: what `exporter.functionalize.functionalize` takes: a Keras model, `tf.Module`, `tf.function`, ...
+      base_dir: model base directory as TF Serving wants it, made if it does not exist.
+      ntk: which kernel.
+      export: what is written.
+      progress: told of each stage.
+
+    Returns:
+      The path of the new version and its manifest.
+
+    Raises:
+      ExportError: the model, the configuration or the directory cannot be used, or the written SavedModel is not
+        right; nothing is left under `base_dir` then.
+    """
+    progress = progress or SilentProgress()
+    with _disk_errors(), stage_version(Path(base_dir)) as staging:
+        with progress.stage("functionalize") as note:
+            plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
+            count = sum(v.size for v in plan.model.trainable.values())
+            note(
+                f"{len(plan.model.trainable)} trainable, {len(plan.model.frozen)} frozen variables, {count:,} parameters"
+            )
+        with progress.stage("choose") as note:
+            choice = choose(plan)
+            times = [f"{name} {1e3 * s:.3g}" for name, s in choice.seconds.items() if s and name != choice.implementation]
+            note(f"{choice.implementation}" + (f" (ms: {', '.join(times)})" if times else ""))
+        with progress.stage("lower") as note:
+            module = _build(plan, choice)
+            note(f"{', '.join(plan.export.platforms)}; blocks of {choice.block or 'any number of'} examples")
+        with progress.stage("write") as note:
+            _write(module, plan, staging.path)
+            note(f"{_size(staging.path) / 2**20:.1f} MiB")
+        with progress.stage("verify") as note:
+            verification = verify(
+                staging.path,
+                plan.model,
+                plan.ntk,
+                plan.export.verify,
+                signatures=plan.export.signatures,
+                served=plan.served,
+                coupled=plan.coupled,
+            )
+            note(f"within {verification.worst:.1e} of the float64 Jacobian")
+        manifest = _manifest(plan, choice, verification)
+        path = staging.path / MANIFEST
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        return ExportResult(staging.publish(), manifest)
+
+
+def _build(plan: Plan, choice: Choice) -> KernelModule:
+    functions = build_functions(
+        plan.model,
+        plan.kernel(choice.implementation),
+        plan.export.signatures,
+        swap=plan.swap,
+        platforms=plan.export.platforms,
+        precision=plan.ntk.precision,
+        block=choice.block,
+    )
+    return KernelModule(plan.served.trainable, plan.served.frozen, plan.served.inputs, functions)
+
+
+def _write(module: KernelModule, plan: Plan, path: Path) -> None:
+    signatures = module.signatures_to_save
+    signatures = {"serving_default": signatures[plan.export.serving_default], **signatures}
+    del module.signatures_to_save
+    tf.saved_model.save(module, str(path), signatures, tf.saved_model.SaveOptions(save_debug_info=False))
+
+
+def _manifest(plan: Plan, choice: Choice, verification: Verification) -> dict[str, Any]:
+    model = plan.model
+    packages = ("tensorflow", "jax", "jaxlib", "keras", "tf-keras", "tf2jax", "neural-tangents")
+    return {
+        "model": model.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "configuration": {"ntk": plan.ntk.to_dict(), "export": plan.export.to_dict()},
+        "inputs": [dataclasses.asdict(spec) for spec in plan.served.inputs],
+        "output": dataclasses.asdict(model.output),
+        "kernel": {"shape": plan.kernel_shape, "dtype": plan.kernel_dtype},
+        "variables": {
+            "trainable": {
+                path: {"shape": v.shape, "dtype": v.dtype.name, "input": key}
+                for (path, v), key in zip(
+                    plan.served.trainable.items(), param_names(model.trainable).values(), strict=True
+                )
+            },
+            "frozen": {
+                path: {"shape": v.shape, "dtype": v.dtype.name, "excluded_by_pattern": path in model.excluded}
+                for path, v in plan.served.frozen.items()
+            },
+        },
+        "platforms": plan.export.platforms,
+        "implementation": choice.implementation,
+        "block": choice.block,
+        "measured": {"seconds_of_a_block": choice.seconds, "program_bytes": choice.bytes},
+        "versions": {
+            "ntk-exporter": exporter.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+            "xla_call_module": CALLING_CONVENTION_VERSION,
+        },
+        "verification": dataclasses.asdict(verification),
+    }
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Errors of writing, which Python and TF report differently, as ExportErrors."""
+    full = "Writing failed: expected room for the SavedModel, received '{}'. Free disk space or choose another --output."
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise ExportError(full.format(error.strerror)) from error
+        raise
+    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
+        raise ExportError(full.format(error.message)) from error

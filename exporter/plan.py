@@ -1,0 +1,202 @@
+"""What an export will do, decided before anything is written: which kernel, of what, over what, and how it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.experimental
+import numpy as np
+
+from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
+from exporter.errors import ExportError
+from exporter.functionalize import FunctionalModel, functionalize
+from exporter.ntk.kernel import IMPLEMENTATIONS, KernelFn, kernel_fn, swap_permutation
+from exporter.ntk.measure import Measurement, fastest, measure_implementations
+from exporter.ntk.precision import in_float64
+from exporter.sampling import sample_inputs
+from exporter.signatures import SIGNATURES, input_names, param_names
+
+LARGEST_BLOCK = 16  # examples a side; a request of one example pays for a whole block
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is exported.
+
+    Attributes:
+      model: the model as a function.
+      ntk: the kernel's configuration, with axes counted from 0.
+      export: what is written.
+      coupled: whether examples influence each other, so that batches are never split.
+      kernel_shape: of the kernel, with None for numbers of examples.
+    """
+
+    model: FunctionalModel
+    ntk: NtkConfig
+    export: ExportConfig
+    coupled: bool
+    kernel_shape: tuple[int | None, ...]
+
+    @property
+    def axes(self) -> dict[str, tuple[int, ...]]:
+        """The keyword arguments that say which axes of the output the kernel keeps."""
+        return {"trace_axes": self.ntk.trace_axes, "diagonal_axes": self.ntk.diagonal_axes}
+
+    @property
+    def swap(self) -> tuple[int, ...]:
+        """The permutation of the kernel's axes that exchanges x1 and x2."""
+        return swap_permutation(len(self.model.output.shape), **self.axes)
+
+    def kernel(self, implementation: str) -> KernelFn:
+        """The kernel by one of neural-tangents' implementations."""
+        return kernel_fn(self.model.apply_fn, implementation=implementation, coupled=self.coupled, **self.axes)
+
+    @property
+    def served(self) -> FunctionalModel:
+        """The model with its inputs and variables in the dtypes that the SavedModel has."""
+        if self.ntk.precision != "float64":
+            return self.model
+
+        def widened(dtype: Any) -> str:
+            return "float64" if np.issubdtype(np.dtype(dtype), np.floating) else np.dtype(dtype).name
+
+        model = self.model
+        return dataclasses.replace(
+            model,
+            trainable={path: v.astype(widened(v.dtype)) for path, v in model.trainable.items()},
+            frozen={path: v.astype(widened(v.dtype)) for path, v in model.frozen.items()},
+            inputs=tuple(dataclasses.replace(spec, dtype=widened(spec.dtype)) for spec in model.inputs),
+        )
+
+    def __str__(self) -> str:
+        """The plan as `ntk-export --explain` prints it."""
+        model = self.model
+        frozen = {path: v for path, v in model.frozen.items() if path not in model.excluded}
+        excluded = {path: v for path, v in model.frozen.items() if path in model.excluded}
+        rows = [("model", model.name)]
+        rows += [("input", _spec(s.name, s.shape, s.dtype)) for s in model.inputs]
+        rows += [("output", _spec(s.name, s.shape, s.dtype) + " *" * (s == model.output)) for s in model.outputs]
+        for title, variables in (("trainable", model.trainable), ("frozen", frozen), ("excluded", excluded)):
+            count = sum(v.size for v in variables.values())
+            rows.append((title, f"{len(variables)} variables, {count:,} numbers"))
+            rows += [("", f"  {path} {list(v.shape)}") for path, v in variables.items()]
+        rows += [
+            ("kernel", _spec("ntk", self.kernel_shape, self.kernel_dtype)),
+            ("examples", "coupled: a batch is never split" if self.coupled else "independent of each other"),
+            ("implementation", self.ntk.implementation),
+            ("precision", self.ntk.precision),
+            ("platforms", ", ".join(self.export.platforms)),
+        ]
+        for name in self.export.signatures:
+            signature = SIGNATURES[name]
+            inputs = [n for side in signature.sides for n in input_names(side, model.inputs)]
+            params = list(param_names(model.trainable).values()) if signature.takes_params else []
+            shown = inputs + params if len(params) < 4 else [*inputs, f"{len(params)} × params_…"]
+            rows.append(("signature", f"{name}({', '.join(shown)}) -> {signature.output}"))
+        return "\n".join(f"{title:<15} {text}" for title, text in rows)
+
+    @property
+    def kernel_dtype(self) -> str:
+        """The dtype of the kernel."""
+        return "float64" if self.ntk.precision == "float64" else self.model.output.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the kernel is computed.
+
+    Attributes:
+      implementation: its name.
+      block: examples of a side of one program; None if batches are never split.
+      seconds: for each implementation measured, the median time of one block of the kernel on this machine.
+      bytes: of intermediate values and results that one program takes, at most; None if not measured.
+    """
+
+    implementation: str
+    block: int | None
+    seconds: dict[str, float | None]
+    bytes: int | None
+
+
+def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
+    """Functionalizes a model and checks the configuration against it.
+
+    Raises:
+      ExportError: the model or the configuration cannot be exported.
+    """
+    check_together(ntk, export)
+    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output)
+    rank = len(functional.output.shape)
+    trace_axes, diagonal_axes = check_axes(ntk, rank)
+    ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+    coupled = ntk.vmap_axes is None
+    if not coupled:
+        _check_independent(functional, ntk.vmap_axes)
+    kept: list[int | None] = [None, None]
+    for axis in range(1, rank):
+        if axis not in trace_axes:
+            kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
+    return Plan(functional, ntk, export, coupled, tuple(kept))
+
+
+def choose(plan: Plan) -> Choice:
+    """Measures the implementations that the configuration allows, and how large a block the memory budget does.
+
+    Raises:
+      ExportError: not even one pair of examples fits the budget.
+    """
+    names = IMPLEMENTATIONS if plan.ntk.implementation == "auto" else (plan.ntk.implementation,)
+    if plan.coupled:  # of the three, only the last can be lowered for any number of examples whatever the model
+        return Choice(names[-1], None, {}, None)
+    measured = _measure(plan, names, 2)
+    best = fastest(measured)
+    budget, bytes_of_2 = plan.export.memory_budget, measured[best].bytes
+    block = LARGEST_BLOCK
+    while block > 1 and _scaled(bytes_of_2, block) > budget:
+        block //= 2
+    if _scaled(bytes_of_2, block) > budget:
+        raise ExportError(
+            f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.0f} MiB "
+            f"(export.memory_budget), received {_scaled(bytes_of_2, block) / 2**20:.0f} MiB for {best}. Raise the budget."
+        )
+    if block > 2 and len(names) > 1:  # what is fastest on few examples need not be on many
+        measured = _measure(plan, [name for name in names if measured[name].agrees], block)
+        best = fastest(measured)
+    return Choice(best, block, {name: m.seconds for name, m in measured.items()}, _scaled(bytes_of_2, block))
+
+
+def _measure(plan: Plan, names: Sequence[str], n: int) -> dict[str, Measurement]:
+    x = sample_inputs(plan.model.inputs, n)
+    kernels = {name: plan.kernel(name) for name in names}
+    return measure_implementations(kernels, (plan.model.trainable, plan.model.frozen, x, x))
+
+
+def _scaled(bytes_of_2: int, block: int) -> int:
+    """An upper bound of the memory of a block by block kernel from that of a 2 by 2 one: none grows faster than n²."""
+    return int(bytes_of_2 * max(block / 2, (block / 2) ** 2))
+
+
+def _check_independent(model: FunctionalModel, vmap_axes: Any) -> None:
+    """Raises if the outputs of one example change, in float64, when the other examples of its batch do."""
+    first, second = sample_inputs(model.inputs, 3, seed=0), sample_inputs(model.inputs, 3, seed=1)
+    mixed = tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
+    fn = in_float64(model.apply_fn, model.trainable, model.frozen, first)
+    with jax.experimental.enable_x64():
+        apply = jax.jit(fn)
+        alone, among = (np.asarray(apply(model.trainable, model.frozen, x))[1] for x in (first, mixed))
+    scale = max(np.max(np.abs(alone), initial=0.0), np.finfo(np.float64).tiny)
+    change = np.max(np.abs(alone - among), initial=0.0) / scale
+    if not change <= 1e-9:
+        raise ExportError(
+            "Examples influence each other: expected the output of an example not to depend on the others of its batch "
+            f"(ntk.vmap_axes: {vmap_axes}), received a change of {change:.2g} (relative) when the others changed. "
+            "Set ntk.vmap_axes: null for the kernel of whole batches, or remove what couples them (batch statistics, "
+            "reductions over the batch axis)."
+        )
+
+
+def _spec(name: str, shape: tuple[int | None, ...], dtype: str) -> str:
+    return f"{name} ({', '.join('n' if d is None else str(d) for d in shape)}) {dtype}"

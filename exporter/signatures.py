@@ -1,0 +1,215 @@
+"""The named functions of the SavedModel: their inputs, the checks of these, and the graph behind each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from exporter.functionalize import TensorSpec
+
+# dtypes that clients send where others are expected, to be answered by a message instead of a failed look-up.
+_COMMON_DTYPES = (tf.float32, tf.float64, tf.int32, tf.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a signature takes and returns.
+
+    Attributes:
+      sides: the batches of examples it takes: x1 and x2, or x.
+      output: the name of its one output.
+      takes_params: whether the trainable variables are inputs too.
+    """
+
+    sides: tuple[str, ...]
+    output: str
+    takes_params: bool = False
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    "ntk": Signature(("x1", "x2"), "ntk"),
+    "ntk_symmetric": Signature(("x",), "ntk"),
+    "ntk_diagonal": Signature(("x",), "ntk"),
+    "ntk_with_params": Signature(("x1", "x2"), "ntk", takes_params=True),
+    "forward": Signature(("x",), "output"),
+}
+
+# compute(params, frozen, *sides): params and frozen by path, each side a list of tensors (n, ...) in the model's order.
+Compute = Callable[..., tf.Tensor]
+
+
+def input_names(side: str, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The names of a side's inputs: the side itself, or for a model with several inputs one name each."""
+    return (side,) if len(inputs) == 1 else _unique(f"{side}_{_letters_and_digits(spec.name)}" for spec in inputs)
+
+
+def param_names(paths: Iterable[str]) -> dict[str, str]:
+    """The input of `ntk_with_params` for each variable path: `params_` and the path in letters, digits and `_`."""
+    paths = list(paths)
+    return dict(zip(paths, _unique(f"params_{_letters_and_digits(path)}" for path in paths), strict=True))
+
+
+class KernelModule(tf.Module):
+    """What is saved: the variables, and one function for each signature.
+
+    Attributes:
+      params: the trainable variables, by path; assigning to one changes the kernel.
+      frozen: the other variables that the model reads, by path.
+      signatures_to_save: a concrete function for each signature's name.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        inputs: Sequence[TensorSpec],
+        functions: Mapping[str, tuple[Compute, tf.TensorSpec]],
+    ) -> None:
+        """Builds the functions.
+
+        Args:
+          params: initial values of the trainable variables, by path.
+          frozen: values of the others, by path.
+          inputs: the model's inputs.
+          functions: for the name of each signature how it is computed, and the shape and dtype of the result.
+        """
+        super().__init__()
+        self.params = {path: tf.Variable(value, name=path) for path, value in params.items()}
+        self.frozen = {path: tf.Variable(value, name=path, trainable=False) for path, value in frozen.items()}
+        self._inputs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs]
+        self.signatures_to_save = {}
+        for name, (compute, result) in functions.items():
+            signature = SIGNATURES[name]
+            names = [input_names(side, inputs) for side in signature.sides]
+            core = self._core(name, compute, result, [n for side in names for n in side])
+            self.signatures_to_save[name] = self._signature(signature, core, names)
+            setattr(self, name, self._method(signature, core, [spec.name for spec in inputs], names))
+
+    def _core(self, name: str, compute: Compute, result: tf.TensorSpec, names: list[str]) -> Any:
+        """The graph that a signature and its method share: flat inputs of any shape, checked, then computed."""
+        specs = self._inputs * (len(names) // len(self._inputs))
+
+        def core(x: list[tf.Tensor], params: dict[str, tf.Tensor] | None) -> tf.Tensor:
+            if params is None:
+                values = {path: v.read_value() for path, v in self.params.items()}
+            else:
+                values = {
+                    path: _checked(f"{name} {path}", params[path], tf.TensorSpec(v.shape, v.dtype))
+                    for path, v in self.params.items()
+                }
+            x = [_checked(f"{name} {n}", a, spec) for n, a, spec in zip(names, x, specs, strict=True)]
+            if any(a.dtype != spec.dtype for a, spec in zip(x, specs, strict=True)):
+                return tf.zeros([0 if d is None else d for d in result.shape], result.dtype)
+            size = len(self._inputs)
+            sides = [_same_count(name, names[k : k + size], x[k : k + size]) for k in range(0, len(x), size)]
+            frozen = {path: v.read_value() for path, v in self.frozen.items()}
+            return compute(values, frozen, *sides)
+
+        return tf.function(core, autograph=False)
+
+    def _signature(self, signature: Signature, core: Any, names: list[tuple[str, ...]]) -> Any:
+        flat = [n for side in names for n in side]
+        keys = param_names(self.params) if signature.takes_params else {}
+
+        def fn(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            params = {path: _opaque(inputs[key]) for path, key in keys.items()} if keys else None
+            return {signature.output: core([_opaque(inputs[n]) for n in flat], params)}
+
+        specs = {n: tf.TensorSpec(s.shape, s.dtype, n) for n, s in zip(flat, self._inputs * len(names), strict=True)}
+        specs |= {key: tf.TensorSpec(self.params[p].shape, self.params[p].dtype, key) for p, key in keys.items()}
+        return tf.function(fn, autograph=False).get_concrete_function(**specs)
+
+    def _method(
+        self, signature: Signature, core: Any, model_names: list[str], names: list[tuple[str, ...]]
+    ) -> Any:
+        """For Python: a side is a tensor, or for several inputs a list, a tuple or a dict by the model's names."""
+
+        def side(value: Any) -> list[tf.Tensor]:
+            if isinstance(value, Mapping):
+                return [_opaque(value[n]) for n in model_names]
+            return [_opaque(v) for v in value] if isinstance(value, list | tuple) else [_opaque(value)]
+
+        if signature.takes_params:
+
+            def method(x1: Any, x2: Any, params: Any) -> tf.Tensor:
+                return core(side(x1) + side(x2), {path: _opaque(v) for path, v in params.items()})
+
+        elif len(signature.sides) == 2:
+
+            def method(x1: Any, x2: Any) -> tf.Tensor:
+                return core(side(x1) + side(x2), None)
+
+        else:
+
+            def method(x: Any) -> tf.Tensor:
+                return core(side(x), None)
+
+        function = tf.function(method, autograph=False)
+        params = {path: tf.TensorSpec(None, v.dtype) for path, v in self.params.items()}
+        for sides in self._variants(model_names, names):
+            function.get_concrete_function(*sides, *([params] if signature.takes_params else []))
+        return function
+
+    def _variants(self, model_names: list[str], names: list[tuple[str, ...]]) -> Iterable[list[Any]]:
+        """The structures and dtypes of the arguments that a method is traced for; the expected ones first."""
+        right = [[tf.TensorSpec(None, s.dtype, n) for s, n in zip(self._inputs, side, strict=True)] for side in names]
+        if len(model_names) > 1:
+            yield from (list(map(kind, right)) for kind in (list, tuple))
+            yield [dict(zip(model_names, side, strict=True)) for side in right]
+            return
+        yield [spec for (spec,) in right]
+        for dtype in _COMMON_DTYPES:
+            if dtype != self._inputs[0].dtype:
+                wrong = [tf.TensorSpec(None, dtype, n) for (n,) in names]
+                yield wrong
+                if len(wrong) == 2:
+                    yield [wrong[0], right[1][0]]
+                    yield [right[0][0], wrong[1]]
+
+
+def _checked(name: str, value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    """`value`, with an assertion in the graph that it has the shape and dtype of `spec`, and the shape known."""
+    dims = ["n" if d is None else str(d) for d in spec.shape]
+    expected = f"{name}: expected {spec.dtype.name} ({', '.join(dims)}{',' if len(dims) == 1 else ''}), received"
+    shape = tf.shape(value)
+    if value.dtype != spec.dtype:
+        with tf.control_dependencies([tf.debugging.Assert(False, [f"{expected} {value.dtype.name}", shape])]):
+            return tf.identity(value)
+    sizes = tf.constant([-1 if d is None else d for d in spec.shape], tf.int32)
+    rank = len(dims)
+    padded = tf.concat([shape, tf.fill([rank], -1)], 0)[:rank]  # comparable whatever the rank is
+    fits = tf.reduce_all(tf.equal(padded, sizes) | tf.less(sizes, 0)) & tf.equal(tf.size(shape), rank)
+    with tf.control_dependencies([tf.debugging.Assert(fits, [expected, shape])]):
+        return tf.ensure_shape(tf.identity(value), spec.shape)
+
+
+def _same_count(name: str, names: Sequence[str], side: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The inputs of one side, with an assertion that they hold equally many examples."""
+    if len(side) == 1:
+        return side
+    counts = tf.stack([tf.shape(a)[0] for a in side])
+    message = f"{name}: expected as many examples in each of {', '.join(names)}, received"
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(tf.equal(counts, counts[0])), [message, counts])]):
+        return [tf.identity(a) for a in side]
+
+
+def _opaque(value: tf.Tensor) -> tf.Tensor:
+    """`value` with its static shape forgotten, so that no graph optimizer drops a check that it thinks decided."""
+    return tf.raw_ops.PlaceholderWithDefault(input=value, shape=tf.TensorShape(None))
+
+
+def _letters_and_digits(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]", "_", text)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return tuple(result)

@@ -1,0 +1,191 @@
+"""Evaluates TensorFlow function graphs with JAX, node by node.
+
+tf2jax converts single ops well, but its own walk over the graph follows control dependencies, hides which values of a
+loop are invariant, evaluates shape arithmetic as traced values, and loses the place of an error. This walk follows
+data only, keeps everything known at trace time concrete, and says which layer an error came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tensorflow.python.framework import op_def_registry
+
+from exporter.errors import ExportError
+from exporter.tf_ops import registry
+
+
+class Library(Mapping[str, "GraphFunction"]):
+    """The functions that a graph calls, by name, converted when first asked for.
+
+    `dynamic_loops` collects the names of the loops whose number of iterations was not known when they were traced;
+    JAX cannot differentiate those in reverse.
+    """
+
+    def __init__(self, function_defs: Iterable[Any]):
+        self._function_defs = {proto.signature.name: proto for proto in function_defs}
+        self._functions: dict[str, GraphFunction] = {}
+        self.dynamic_loops: set[str] = set()
+
+    def __getitem__(self, name: str) -> GraphFunction:
+        if name not in self._functions:
+            self._functions[name] = GraphFunction(self._function_defs[name], self)
+        return self._functions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._function_defs)
+
+    def __len__(self) -> int:
+        return len(self._function_defs)
+
+    def function_def(self, name: str) -> Any:
+        """The FunctionDef of a function."""
+        return self._function_defs[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """One output of a node, or (index 0) an argument of the function."""
+
+    name: str
+    index: int
+
+
+def layer_scope(node_name: str) -> str:
+    """The name scope of a node, which Keras names after the layers: 'model/dense/MatMul' -> 'model/dense'."""
+    return node_name.rpartition("/")[0] or node_name
+
+
+class GraphFunction:
+    """A FunctionDef as a function of JAX arrays: the values of its arguments -> the tuple of its results.
+
+    A variable's handle is given as the variable's value. Numpy arguments are taken as known at trace time. Floating
+    arguments may be wider than the graph says (float64 for float32); wider values stay wide.
+    """
+
+    def __init__(self, proto: Any, library: Library, result: int | None = None):
+        """Of the FunctionDef `proto`, all results, or only the one with the index `result`."""
+        self.name = proto.signature.name
+        self.argument_names = tuple(arg.name for arg in proto.signature.input_arg)
+        self._protos = {node.name: node for node in proto.node_def}
+        self._library = library
+        results = proto.signature.output_arg if result is None else [proto.signature.output_arg[result]]
+        self._results = tuple(self._edge(proto.ret[arg.name]) for arg in results)
+
+    @functools.cached_property
+    def nodes(self) -> tuple[Any, ...]:
+        """The NodeDefs that the results depend upon by data, inputs first."""
+        return tuple(self._sorted_nodes(result.name for result in self._results))
+
+    @functools.cached_property
+    def unchanged_arguments(self) -> frozenset[int]:
+        """The indices i such that result i is argument i as it came in."""
+        return frozenset(
+            i
+            for i, (result, argument) in enumerate(zip(self._results, self.argument_names, strict=False))
+            if self._origin(result) == Edge(argument, 0)
+        )
+
+    def _origin(self, edge: Edge) -> Edge:
+        while edge.name in self._protos and self._protos[edge.name].op == "Identity":
+            edge = next(self._inputs(self._protos[edge.name]))
+        return edge
+
+    def nodes_with_callees(self) -> Iterator[Any]:
+        """The NodeDefs that the results depend upon, those of the called functions included."""
+        for node in self.nodes:
+            yield node
+            for name in called_functions(node):
+                yield from self._library[name].nodes_with_callees()
+
+    @functools.cached_property
+    def _operations(self) -> tuple[tuple[Any, registry.OpFunction, tuple[Edge, ...]], ...]:
+        return tuple((node, self._convert(node), tuple(self._inputs(node))) for node in self.nodes)
+
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
+        """Evaluates the graph; ExportError, naming the layer, if an op cannot be evaluated."""
+        assert len(args) == len(self.argument_names), (self.name, len(args), len(self.argument_names))
+        values: dict[str, Sequence[Any]] = {name: (arg,) for name, arg in zip(self.argument_names, args, strict=True)}
+        for node, function, inputs in self._operations:
+            operands = [values[edge.name][edge.index] for edge in inputs]
+            try:
+                result = _evaluate(function, operands)
+            except ExportError:
+                raise
+            except Exception as error:
+                raise ExportError(
+                    f"The {node.op} operation of layer {layer_scope(node.name)!r} cannot be converted to JAX: {error}"
+                ) from error
+            values[node.name] = result if isinstance(result, list | tuple) else (result,)
+        return tuple(values[edge.name][edge.index] for edge in self._results)
+
+    def _convert(self, node: Any) -> registry.OpFunction:
+        try:
+            return registry.convert_node(node, self._library)
+        except (KeyError, ValueError, NotImplementedError) as error:
+            raise ExportError(
+                f"The {node.op} operation of layer {layer_scope(node.name)!r} cannot be converted to JAX: {error}"
+            ) from error
+
+    def _edge(self, text: str) -> Edge:
+        """Parses 'argument' or 'node:output_name:index'."""
+        name, _, output = text.partition(":")
+        if not output:
+            return Edge(name, 0)
+        output_name, _, index = output.partition(":")
+        return Edge(name, _output_offset(self._protos[name], output_name) + int(index))
+
+    def _inputs(self, node: Any) -> Iterator[Edge]:
+        return (self._edge(text) for text in node.input if not text.startswith("^"))
+
+    def _sorted_nodes(self, wanted: Iterable[str]) -> Iterator[Any]:
+        done = set(self.argument_names)
+        stack = list(wanted)
+        while stack:
+            name = stack[-1]
+            missing = [] if name in done else [e.name for e in self._inputs(self._protos[name]) if e.name not in done]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if name not in done:
+                done.add(name)
+                yield self._protos[name]
+
+
+def called_functions(node: Any) -> Iterator[str]:
+    """The names of the functions that a NodeDef calls."""
+    for attr in node.attr.values():
+        yield from (f.name for f in (attr.func, *attr.list.func) if f.name)
+
+
+def _output_offset(node: Any, output_name: str) -> int:
+    offset = 0
+    for arg in op_def_registry.get(node.op).output_arg:
+        if arg.name == output_name:
+            return offset
+        if arg.number_attr:
+            offset += node.attr[arg.number_attr].i
+        elif arg.type_list_attr:
+            offset += len(node.attr[arg.type_list_attr].list.type)
+        else:
+            offset += 1
+    raise KeyError(f"{node.op} has no output {output_name}")
+
+
+def is_known(value: Any) -> bool:
+    """Whether a value is known at trace time: a numpy array, but not one of symbolic dimensions."""
+    return isinstance(value, np.ndarray | np.generic) and value.dtype != object
+
+
+def _evaluate(function: registry.OpFunction, operands: list[Any]) -> Any:
+    """Applies an op; known operands give known results, so that shapes and loop bounds stay concrete under tracing."""
+    if not operands or not all(map(is_known, operands)):
+        return function(*operands)
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, function(*operands))

@@ -1,0 +1,219 @@
+"""Is the written SavedModel right? It is run where only TensorFlow is, and compared with a float64 Jacobian."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.experimental
+import numpy as np
+
+from exporter.config import NtkConfig, VerifyConfig
+from exporter.errors import ExportError
+from exporter.functionalize import FunctionalModel
+from exporter.ntk.precision import in_float64
+from exporter.ntk.reference import reference_ntk
+from exporter.sampling import sample_inputs
+from exporter.signatures import SIGNATURES, input_names, param_names
+
+_SCRIPT = Path(__file__).with_name("reload_script.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What was measured.
+
+    Attributes:
+      examples: number of examples that the kernels were computed on.
+      errors: for each signature and method the largest difference from float64, relative to its largest entry.
+      asymmetry: largest |K - Kᵀ| of the symmetric kernel, relative to its largest entry.
+      smallest_eigenvalue: of the symmetric kernel, relative to the largest one; None without that signature.
+      seconds: to load, and of each signature's first and a later call, in a fresh process.
+    """
+
+    examples: int
+    errors: Mapping[str, float]
+    asymmetry: float | None
+    smallest_eigenvalue: float | None
+    seconds: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest of the errors."""
+        return max(self.errors.values())
+
+
+def verify(
+    saved_model: Path,
+    model: FunctionalModel,
+    ntk: NtkConfig,
+    config: VerifyConfig,
+    *,
+    signatures: Sequence[str],
+    served: FunctionalModel,
+    coupled: bool,
+) -> Verification:
+    """Compares all that a SavedModel computes with float64.
+
+    Args:
+      saved_model: its directory.
+      model: what it was made of.
+      ntk: the kernel's configuration.
+      config: how many examples, and how far from float64 they may be.
+      signatures: names of the signatures to call.
+      served: the model with the dtypes of the SavedModel's inputs and variables.
+      coupled: whether examples influence each other.
+
+    Returns:
+      What was measured.
+
+    Raises:
+      ExportError: it cannot be loaded or called, or an entry is further off than `config.rtol`; says where.
+    """
+    n = config.examples
+    x = sample_inputs(model.inputs, n)
+    sides = {"x": x, "x1": x, "x2": tuple(a[: n // 2 + 1] for a in x)}
+    params = _perturbed(model.trainable)
+    expected = _reference(model, ntk, sides, params, signatures, coupled)
+    outputs, seconds = _run(saved_model, served, sides, params, signatures)
+    errors = {key: _error(value, expected[key.split("/")[1]]) for key, value in outputs.items()}
+    for key, error in errors.items():
+        if not error <= config.rtol:
+            raise ExportError(_failure(key, outputs[key], expected[key.split("/")[1]], error, config.rtol))
+    asymmetry, smallest = None, None
+    if "ntk_symmetric" in signatures:
+        asymmetry, smallest = _spectrum(outputs["signature/ntk_symmetric"], ntk, model)
+        if asymmetry > config.rtol:
+            raise ExportError(
+                f"Verification failed: expected ntk_symmetric to equal its transpose to {config.rtol:g} of its largest "
+                f"entry, received a difference of {asymmetry:.3g}. Compare with another ntk.implementation."
+            )
+        if smallest < -config.rtol:
+            raise ExportError(
+                f"Verification failed: expected ntk_symmetric to be positive semidefinite up to rounding "
+                f"({config.rtol:g}), received an eigenvalue of {smallest:.3g} relative to the largest. Use ntk.precision: "
+                "float64."
+            )
+    return Verification(n, errors, asymmetry, smallest, seconds)
+
+
+def _perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Other parameters than the model's own, for `ntk_with_params`."""
+    rng = np.random.default_rng(1)
+    return {k: (v * (1 + 0.1 * rng.standard_normal(v.shape))).astype(v.dtype) for k, v in trainable.items()}
+
+
+def _reference(
+    model: FunctionalModel,
+    ntk: NtkConfig,
+    sides: Mapping[str, tuple[np.ndarray, ...]],
+    params: Mapping[str, np.ndarray],
+    signatures: Sequence[str],
+    coupled: bool,
+) -> dict[str, np.ndarray]:
+    """float64 values for each signature."""
+
+    def kernel(trainable: Any, x1: Any, x2: Any = None) -> np.ndarray:
+        axes = {"trace_axes": ntk.trace_axes, "diagonal_axes": ntk.diagonal_axes}
+        return reference_ntk(model.apply_fn, trainable, model.frozen, x1, x2, coupled=coupled, **axes)
+
+    x = sides["x"]
+    symmetric = kernel(model.trainable, x)
+    expected = {"ntk_symmetric": symmetric, "ntk_diagonal": np.einsum("nn...->n...", symmetric)}
+    if "ntk" in signatures:
+        few = len(sides["x2"][0])
+        expected["ntk"] = kernel(model.trainable, x, sides["x2"]) if coupled else symmetric[:, :few]
+    if "ntk_with_params" in signatures:
+        expected["ntk_with_params"] = kernel(params, x, sides["x2"])
+    if "forward" in signatures:
+        with jax.experimental.enable_x64():
+            forward = in_float64(model.apply_fn, model.trainable, model.frozen, x)
+            expected["forward"] = np.asarray(jax.jit(forward)(model.trainable, model.frozen, x))
+    return expected
+
+
+def _run(
+    saved_model: Path,
+    served: FunctionalModel,
+    sides: Mapping[str, tuple[np.ndarray, ...]],
+    params: Mapping[str, np.ndarray],
+    signatures: Sequence[str],
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What the SavedModel computes in a process of its own, and the times there."""
+    arrays: dict[str, np.ndarray] = {}
+    arguments: dict[str, Any] = {}
+    for side, values in sides.items():
+        names = input_names(side, served.inputs)
+        arrays |= {n: a.astype(spec.dtype) for n, a, spec in zip(names, values, served.inputs, strict=True)}
+        arguments[side] = names[0] if len(names) == 1 else list(names)
+    keys = param_names(served.trainable)
+    arrays |= {keys[path]: value.astype(served.trainable[path].dtype) for path, value in params.items()}
+    calls = {
+        name: [*(arguments[side] for side in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)]
+        for name in signatures
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
+        np.savez(inputs, calls=np.frombuffer(json.dumps(calls).encode(), np.uint8), **arrays)
+        command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise ExportError(
+                "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "
+                f"alone, received exit code {done.returncode}: {lines[-1] if lines else 'no message'}"
+            )
+        with np.load(outputs) as file:
+            results = dict(file.items())
+    seconds = json.loads(results.pop("seconds").tobytes())
+    return results, seconds
+
+
+def _error(value: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference relative to the largest expected entry; infinite if shapes differ or a value is not finite."""
+    if value.shape != expected.shape or not np.all(np.isfinite(value)):
+        return float("inf")
+    largest = np.max(np.abs(expected), initial=0.0)
+    difference = np.max(np.abs(value - expected), initial=0.0)
+    return float(difference / largest) if largest > 0 else float(difference)
+
+
+def _failure(key: str, value: np.ndarray, expected: np.ndarray, error: float, rtol: float) -> str:
+    kind, name = key.split("/")
+    if value.shape != expected.shape:
+        return f"Verification failed: expected {kind} {name} of shape {expected.shape}, received {value.shape}."
+    where = np.unravel_index(np.argmax(np.nan_to_num(np.abs(value - expected), nan=np.inf)), value.shape)
+    index = ", ".join(map(str, where))
+    return (
+        f"Verification failed: expected {kind} {name} within {rtol:g} of float64 (relative to its largest entry), received "
+        f"a difference of {error:.3g}; furthest at [{index}]: {value[where]:.9g}, where float64 gives "
+        f"{expected[where]:.9g}. Choose another ntk.implementation or ntk.precision, or a larger export.verify.rtol."
+    )
+
+
+def _spectrum(kernel: np.ndarray, ntk: NtkConfig, model: FunctionalModel) -> tuple[float, float]:
+    """Asymmetry and smallest eigenvalue of the symmetric kernel, relative to its largest entry and eigenvalue."""
+    rank = len(model.output.shape)
+    trace, diagonal = ({a % rank for a in axes} for axes in (ntk.trace_axes, ntk.diagonal_axes))
+    rows, columns, stacked, axis = [], [], [], 0
+    for output_axis in range(rank):
+        if output_axis in diagonal:
+            stacked.append(axis)
+        elif output_axis not in trace:
+            rows.append(axis)
+            columns.append(axis + 1)
+        axis += (output_axis not in trace) + (output_axis not in trace | diagonal)
+    size = int(np.prod([kernel.shape[a] for a in rows]))
+    matrices = np.transpose(kernel, stacked + rows + columns).reshape(-1, size, size).astype(np.float64)
+    largest = np.max(np.abs(matrices)) or 1.0
+    asymmetry = np.max(np.abs(matrices - matrices.transpose(0, 2, 1))) / largest
+    eigenvalues = np.linalg.eigvalsh(matrices)
+    return float(asymmetry), float(np.min(eigenvalues) / (np.max(np.abs(eigenvalues)) or 1.0))

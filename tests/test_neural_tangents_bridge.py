@@ -1,0 +1,441 @@
+import math
+import string
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.experimental
+import jax.export
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+from exporter.ntk import neural_tangents_bridge as bridge
+from exporter.ntk.neural_tangents_bridge import IMPLEMENTATIONS, empirical_ntk_fn, import_neural_tangents
+
+EXPLICIT = ("jacobian_contraction", "ntk_vector_products", "structured_derivatives")
+
+
+# Importing
+
+
+def run_python(code):
+    """Runs code in a new process with warnings as errors, and returns what it printed."""
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_leaves_jax_and_scipy_untouched():
+    run_python("""
+        import builtins, sys, threading, types, warnings
+        import jax, jax.export, jax.example_libraries.stax, jax.experimental.jax2tf, jax.flatten_util
+        import jax.extend, jax.interpreters.ad, jax.scipy, jax.util, numpy, scipy.linalg, scipy.special
+        import exporter.ntk.neural_tangents_bridge as bridge
+
+        def names(module):
+            return {k: id(v) for k, v in vars(module).items() if k not in ("__warningregistry__", "__builtins__")}
+
+        def snapshot():
+            modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] in ("jax", "scipy", "numpy")}
+            machinery = (list(sys.meta_path), list(sys.path_hooks), list(warnings.filters), builtins.__import__)
+            return {n: names(m) for n, m in modules.items()}, machinery
+
+        modules, machinery = snapshot()
+        nt = bridge.import_neural_tangents()
+        modules_after, machinery_after = snapshot()
+        assert machinery == machinery_after
+        assert not hasattr(jax.core, "Jaxpr") and not hasattr(jax.util, "safe_map")
+        for name, before in modules.items():
+            added = modules_after[name].keys() - before.keys()
+            assert not {n for n in added if f"{name}.{n}" not in modules_after}, (name, added)
+            assert before == {n: i for n, i in modules_after[name].items() if n in before}, name
+        assert all(m.__spec__ is not None for n, m in sys.modules.items() if n.startswith("neural_tangents"))
+        assert not any(isinstance(m, bridge._View) for m in sys.modules.values())
+        assert "tensorflow" not in sys.modules
+    """)
+
+
+def test_plain_import_works_afterwards_with_all_its_parts():
+    out = run_python("""
+        import sys, warnings
+        try:
+            import neural_tangents
+        except ImportError as error:
+            print("before:", "jax.core" in str(error))
+        from exporter.ntk.neural_tangents_bridge import import_neural_tangents
+        import_neural_tangents()
+        import neural_tangents as nt
+        import neural_tangents.stax
+        from neural_tangents import predict, stax
+        assert nt is sys.modules["neural_tangents"] and stax is nt.stax and predict is nt.predict
+        try:
+            nt.unknown
+        except AttributeError as error:
+            print(error)
+
+        import tensorflow as tf
+
+        class Scale(tf.Module):
+            input_shape = (None, 2)
+            def __init__(self):
+                self.w = tf.Variable([[2.0], [3.0]])
+            def __call__(self, x):
+                return x @ self.w
+
+        f = Scale()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ntk_fn = nt.experimental.empirical_ntk_fn_tf(f)
+            _, params = nt.experimental.get_apply_fn_and_params(f)
+            print(ntk_fn(tf.constant([[1.0, 2.0]]), None, params).numpy())
+        import neural_tangents.experimental
+        assert nt.experimental is sys.modules["neural_tangents.experimental"]
+    """)
+    assert out.splitlines() == ["before: True", "module 'neural_tangents' has no attribute 'unknown'", "[[5.]]"]
+
+
+def test_threads_that_import_at_the_same_time_get_the_same_module():
+    run_python("""
+        from concurrent.futures import ThreadPoolExecutor
+        from exporter.ntk.neural_tangents_bridge import import_neural_tangents
+        with ThreadPoolExecutor(8) as pool:
+            modules = set(pool.map(lambda _: import_neural_tangents(), range(8)))
+        assert len(modules) == 1
+        assert callable(modules.pop().empirical_ntk_fn)
+    """)
+
+
+def test_implementations_are_numbered_as_in_neural_tangents():
+    nt = import_neural_tangents()
+    assert {i.name.lower(): int(i) for i in nt.NtkImplementation} == IMPLEMENTATIONS
+
+
+# The kernel against an explicit Jacobian in float64
+
+
+@pytest.fixture
+def x64():
+    with jax.experimental.enable_x64():
+        yield
+
+
+def oracle(f, x1, x2, params, trace_axes=(), diagonal_axes=()):
+    """The kernel of one output array from explicit Jacobians, its axes as the docstring of empirical_ntk_fn says."""
+
+    def jacobian(x):
+        leaves = jax.tree.leaves(jax.jacobian(f)(params, x))
+        shape = f(params, x).shape
+        return np.concatenate([np.reshape(leaf, (*shape, -1)) for leaf in leaves], axis=-1)
+
+    j1, j2 = jacobian(x1), jacobian(x1 if x2 is None else x2)
+    rank = j1.ndim - 1
+    trace, diagonal = ({axis % rank for axis in axes} for axes in (trace_axes, diagonal_axes))
+    first, second = string.ascii_letters[:rank], string.ascii_letters[rank : 2 * rank]
+    second = "".join(a if i in trace | diagonal else b for i, (a, b) in enumerate(zip(first, second, strict=True)))
+    kept = "".join(
+        "" if i in trace else a if i in diagonal else a + b for i, (a, b) in enumerate(zip(first, second, strict=True))
+    )
+    size = math.prod(j1.shape[axis] for axis in trace)
+    return np.einsum(f"{first}Z,{second}Z->{kept}", j1, j2) / size
+
+
+def fcn(params, x):
+    for w, b in params[:-1]:
+        x = jnp.tanh(x @ w + b)
+    w, b = params[-1]
+    return x @ w + b
+
+
+def fcn_params(sizes=(4, 6, 5, 3)):
+    keys = random.split(random.key(0), len(sizes))
+    return [
+        (random.normal(key, (n_in, n_out)) / n_in**0.5, random.normal(key, (n_out,)) / 3)
+        for key, n_in, n_out in zip(keys, sizes[:-1], sizes[1:], strict=False)
+    ]
+
+
+def cnn(params, x):
+    """(N, 4, 5, 2) to (N, 4, 5, 3), the second layer depthwise, the third a product per position."""
+    w1, w2, w3, b = params
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, w1, (1, 1), "SAME", dimension_numbers=dimensions)
+    x = jax.lax.conv_general_dilated(
+        jnp.tanh(x), w2, (1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=x.shape[-1]
+    )
+    return jnp.tanh(x) @ w3 + b
+
+
+def cnn_params():
+    shapes = [(3, 3, 2, 4), (3, 2, 1, 4), (4, 3), (3,)]
+    return [random.normal(key, s) / 3 for key, s in zip(random.split(random.key(1), 4), shapes, strict=True)]
+
+
+def inputs(n, *shape, seed=2):
+    return random.normal(random.key(seed), (n, *shape))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("vmap_axes", [None, 0])
+@pytest.mark.parametrize(
+    ("trace_axes", "diagonal_axes"),
+    [((-1,), ()), ((), ()), ((), (-1,)), ((), (0,)), ((1,), (0,)), ((0,), (1,)), ((), (1, 0)), ((0, 1), ())],
+)
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS])
+def test_fcn(implementation, trace_axes, diagonal_axes, vmap_axes):
+    axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+    ntk_fn = jax.jit(empirical_ntk_fn(fcn, **axes, vmap_axes=vmap_axes, implementation=implementation))
+    params, x1 = fcn_params(), inputs(3, 4)
+    x2 = inputs(3 if 0 in trace_axes + diagonal_axes else 2, 4, seed=3)
+    for x in (x2, None):
+        np.testing.assert_allclose(ntk_fn(x1, x, params), oracle(fcn, x1, x, params, **axes), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("trace_axes", "diagonal_axes"),
+    [
+        ((-1,), ()),
+        ((1, 2), ()),
+        ((3, 1), (2,)),
+        ((2,), (0, -1)),
+        ((), (2, -3)),
+        ((-1,), (1, 0)),
+        ((0, -2), (3,)),
+        ((3, 1, 2, 0), ()),
+        ((), (3, 0, 2, 1)),
+    ],
+)
+@pytest.mark.parametrize("implementation", EXPLICIT)
+def test_cnn(implementation, trace_axes, diagonal_axes):
+    axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+    params, x1, x2 = cnn_params(), inputs(2, 4, 5, 2), inputs(2, 4, 5, 2, seed=3)
+    expected = oracle(cnn, x1, x2, params, **axes)
+    for vmap_axes in (None, 0):
+        ntk_fn = jax.jit(empirical_ntk_fn(cnn, **axes, vmap_axes=vmap_axes, implementation=implementation))
+        np.testing.assert_allclose(ntk_fn(x1, x2, params), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_shapes_of_the_docstring():
+    def f(params, x):
+        return params * x
+
+    x1, x2 = jnp.ones((2, 3, 4)), jnp.ones((5, 3, 4))
+    for trace_axes, diagonal_axes, x, shape in [
+        ((), (), x2, (2, 5, 3, 3, 4, 4)),
+        ((-1,), (1,), x2, (2, 5, 3)),
+        ((2,), (0,), x1 + 1, (2, 3, 3)),
+    ]:
+        for implementation in EXPLICIT:
+            kernel = empirical_ntk_fn(f, trace_axes, diagonal_axes, 0, implementation)(x1, x, jnp.ones(4))
+            assert kernel.shape == shape
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS])
+def test_pytrees_of_inputs_parameters_and_outputs(implementation):
+    def f(params, x):
+        left, right = fcn(params["left"], x["a"]), fcn(params["right"], x["b"])
+        return [left, {"sum": jnp.sum(left * right, axis=-1)}]
+
+    def example(n, seed):
+        return {"a": inputs(n, 4, seed=seed), "b": inputs(n, 2, seed=seed + 1)}
+
+    params = {"left": fcn_params(), "right": fcn_params((2, 3))}
+    x1, x2 = example(3, 5), example(2, 7)
+    kernels = empirical_ntk_fn(f, trace_axes=(), vmap_axes=0, implementation=implementation)(x1, x2, params)
+    assert jax.tree.structure(kernels) == jax.tree.structure([0, {"sum": 0}])
+    np.testing.assert_allclose(kernels[0], oracle(lambda p, x: f(p, x)[0], x1, x2, params), rtol=1e-9)
+    np.testing.assert_allclose(kernels[1]["sum"], oracle(lambda p, x: f(p, x)[1]["sum"], x1, x2, params), rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS])
+def test_keyword_arguments_and_axes_other_than_zero(implementation):
+    def f(params, x, scale, shift=0.0):
+        """x and the output (features, N), scale (N,)."""
+        return (fcn(params, x.T) * scale[:, None] + shift * params[0][0][0, 0]).T
+
+    params = fcn_params()
+    x1, x2 = inputs(3, 4).T, inputs(2, 4, seed=3).T
+    scale1, scale2 = jnp.arange(1.0, 4.0), jnp.arange(5.0, 7.0)
+    axes = dict(trace_axes=(0,), vmap_axes=(1, 1, dict(scale=0)), implementation=implementation)
+    kernel = empirical_ntk_fn(f, **axes)(x1, x2, params, scale=(scale1, scale2), shift=2.0)
+
+    def f_of_pair(params, x_and_scale):
+        return f(params, *x_and_scale, shift=2.0)
+
+    expected = oracle(f_of_pair, (x1, scale1), (x2, scale2), params, trace_axes=(0,))
+    np.testing.assert_allclose(kernel, expected, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("_j_rules", [True, False])
+@pytest.mark.parametrize("_s_rules", [True, False])
+@pytest.mark.parametrize("_fwd", [None, True, False])
+def test_structured_derivatives_without_their_rules(_j_rules, _s_rules, _fwd):
+    ntk_fn = empirical_ntk_fn(
+        fcn, implementation="structured_derivatives", _j_rules=_j_rules, _s_rules=_s_rules, _fwd=_fwd
+    )
+    params, x1, x2 = fcn_params(), inputs(3, 4), inputs(2, 4, seed=3)
+    np.testing.assert_allclose(ntk_fn(x1, x2, params), oracle(fcn, x1, x2, params, trace_axes=(1,)), rtol=1e-9)
+
+
+def test_primitives_without_a_rule_do_not_warn():
+    params = jnp.arange(1.0, 4.0)
+    kernel = empirical_ntk_fn(lambda p, x: x * jnp.cumsum(p), implementation=3)(jnp.ones((2, 3)), None, params)
+    np.testing.assert_allclose(kernel, jnp.full((2, 2), 2.0), rtol=1e-6)
+
+
+# Which implementation
+
+
+def test_defaults_and_names_are_those_of_neural_tangents():
+    nt = import_neural_tangents()
+    params, x = fcn_params(), inputs(3, 4)
+    for spelling in (1, nt.NtkImplementation.JACOBIAN_CONTRACTION, "jacobian_contraction"):
+        np.testing.assert_array_equal(
+            empirical_ntk_fn(fcn)(x, None, params), empirical_ntk_fn(fcn, implementation=spelling)(x, None, params)
+        )
+    np.testing.assert_array_equal(empirical_ntk_fn(fcn)(x, None, params), nt.empirical_ntk_fn(fcn)(x, None, params))
+
+
+@pytest.mark.parametrize("implementation", [4, -1, "Auto", "layerwise", None, 1.0])
+def test_unknown_implementation(implementation):
+    with pytest.raises(ValueError, match=r"expected one of 'auto' \(0\), .*, received"):
+        empirical_ntk_fn(fcn, implementation=implementation)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The measurements that AUTO makes, as it makes them."""
+    made = []
+
+    def measure(fns, args):
+        made.append(bridge_measure(fns, args))
+        return made[-1]
+
+    bridge_measure = bridge.measure_implementations
+    monkeypatch.setattr(bridge, "measure_implementations", measure)
+    return made
+
+
+def test_auto_measures_once_for_each_combination_of_shapes(measured):
+    params, ntk_fn = fcn_params(), empirical_ntk_fn(fcn, vmap_axes=0, implementation=0)
+    for _ in range(2):
+        ntk_fn(inputs(3, 4), inputs(2, 4), params)
+        ntk_fn(inputs(3, 4), None, params)
+    assert [set(m) for m in measured] == [set(EXPLICIT)] * 2
+    assert all(m.agrees and m.seconds > 0.0 for measurement in measured for m in measurement.values())
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
+def test_auto_measures_under_a_trace(measured, transform):
+    params, ntk_fn = fcn_params(), empirical_ntk_fn(fcn, vmap_axes=0, implementation=0)
+    batched = transform is jax.vmap
+    x1, x2 = (inputs(*((2,) if batched else ()), n, 4) for n in (3, 5))
+    kernel = transform(lambda x1, x2: ntk_fn(x1, x2, params))(x1, x2)
+    expected = ntk_fn(x1[0], x2[0], params) if batched else ntk_fn(x1, x2, params)
+    np.testing.assert_allclose(kernel[0] if batched else kernel, expected, rtol=1e-5)
+    assert len(measured) == 1  # the call outside of the transformation has the same shapes
+
+
+def test_auto_passes_over_an_implementation_that_fails(measured):
+    def recurrent(params, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ params), None), x, length=2)[0]
+
+    params, x = inputs(4, 4), inputs(3, 4)
+    kernel = empirical_ntk_fn(recurrent, trace_axes=(), implementation=0)(x, None, params)
+    np.testing.assert_allclose(kernel, oracle(recurrent, x, None, params), rtol=1e-4, atol=1e-5)
+    assert measured[0]["structured_derivatives"].error is not None
+    assert measured[0]["jacobian_contraction"].agrees
+
+
+def test_auto_raises_the_error_of_structured_derivatives_if_all_fail():
+    def f(params, x):
+        raise ArithmeticError("of the model itself")
+
+    with pytest.raises(ArithmeticError, match="of the model itself"):
+        empirical_ntk_fn(f, implementation=0)(inputs(3, 4), None, fcn_params())
+
+
+def test_auto_takes_structured_derivatives_for_symbolic_shapes(measured):
+    ntk_fn = empirical_ntk_fn(fcn, vmap_axes=0, implementation=0)
+    params = fcn_params()
+    n1, n2 = jax.export.symbolic_shape("n1, n2")
+    specs = [jax.ShapeDtypeStruct((n, 4), np.float32) for n in (n1, n2)]
+    exported = jax.export.export(jax.jit(lambda x1, x2: ntk_fn(x1, x2, params)))(*specs)
+    x1, x2 = inputs(3, 4), inputs(2, 4, seed=3)
+    np.testing.assert_allclose(exported.call(x1, x2), ntk_fn(x1, x2, params), rtol=1e-5)
+    assert len(measured) == 1
+
+
+# The rest of neural-tangents
+
+
+def test_neural_tangents_itself_on_a_stax_network():
+    nt = import_neural_tangents()
+    stax = nt.stax
+    init_fn, f, kernel_fn = stax.serial(
+        stax.Conv(8, (3, 3), padding="SAME"),
+        stax.Relu(),
+        stax.AvgPool((2, 2)),
+        stax.Flatten(),
+        stax.Dense(16),
+        stax.Erf(),
+        stax.Dense(2),
+    )
+    _, params = init_fn(random.PRNGKey(0), (-1, 6, 6, 3))
+    x1, x2 = inputs(4, 6, 6, 3), inputs(2, 6, 6, 3, seed=3)
+    kernels = [
+        ntk_fn(f, vmap_axes=0, implementation=implementation)(x1, x2, params)
+        for ntk_fn in (empirical_ntk_fn, nt.empirical_ntk_fn)
+        for implementation in nt.NtkImplementation
+    ]
+    for kernel in kernels:
+        np.testing.assert_allclose(kernel, oracle(f, x1, x2, params, trace_axes=(1,)), rtol=1e-4, atol=1e-3)
+
+    batched = nt.batch(empirical_ntk_fn(f, vmap_axes=0, implementation=3), batch_size=2)
+    np.testing.assert_allclose(batched(x1, x2, params), kernels[0], rtol=1e-5)
+
+    outputs = f(params, x1), f(params, x2)
+    nngp = nt.empirical_nngp_fn(f)(x1, x2, params)
+    np.testing.assert_allclose(nngp, outputs[0] @ outputs[1].T / 2, rtol=1e-5)
+    both = nt.empirical_kernel_fn(f, vmap_axes=0, implementation=3)(x1, x2, ("nngp", "ntk"), params)
+    np.testing.assert_allclose(both.nngp, nngp, rtol=1e-5)
+    np.testing.assert_allclose(both.ntk, kernels[0], rtol=1e-4)
+
+    exact = kernel_fn(x1, None, "ntk")
+    sampled = nt.monte_carlo_kernel_fn(init_fn, f, random.PRNGKey(1), 256, vmap_axes=0)(x1, None, "ntk")
+    np.testing.assert_allclose(sampled, exact, rtol=0.2)
+
+
+def test_linearised_network_trained_to_the_end_is_what_nt_predict_says():
+    nt = import_neural_tangents()
+    params = fcn_params((4, 64, 2))
+    x_train, y_train, x_test = inputs(5, 4), inputs(5, 2, seed=3), inputs(3, 4, seed=4)
+    kernel_fn = empirical_ntk_fn(fcn, trace_axes=(), vmap_axes=0, implementation="auto")
+    predict_fn = nt.predict.gradient_descent_mse(kernel_fn(x_train, None, params), y_train, trace_axes=())
+    train, test = predict_fn(None, fcn(params, x_train), fcn(params, x_test), kernel_fn(x_test, x_train, params))
+    np.testing.assert_allclose(train, y_train, rtol=1e-3, atol=1e-3)
+
+    linear = nt.linearize(fcn, params)
+
+    def residual(delta):
+        trained = jax.tree.map(jnp.add, params, unflatten(delta))
+        return linear(trained, x_train).ravel() - y_train.ravel()
+
+    zero, unflatten = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.zeros_like, params))
+    delta, *_ = jnp.linalg.lstsq(jax.jacobian(residual)(zero), -residual(zero))  # the least change that fits
+    expected = linear(jax.tree.map(jnp.add, params, unflatten(delta)), x_test)
+    np.testing.assert_allclose(test, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_max_learning_rate():
+    nt = import_neural_tangents()
+    kernel = jnp.diag(jnp.array([1.0, 4.0]))
+    assert nt.predict.max_learning_rate(kernel, y_train_size=2, eps=0.0) == pytest.approx(1.0)
