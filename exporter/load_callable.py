@@ -61,7 +61,7 @@ def is_model(value: Any) -> bool:
     import tf_keras
 
     function = tf.types.experimental.Callable
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple):
         return len(value) == 2 and isinstance(value[0], function)
     if isinstance(value, tf.__internal__.tracking.AutoTrackable):  # A tf.Module, or from tf.saved_model.load.
         return True

@@ -1,6 +1,6 @@
 """Models from Keras files: `.keras` archives and HDF5, written by Keras 3 or by Keras 2 (tf_keras)."""
 
-import functools
+import dataclasses
 import json
 import pathlib
 import re
@@ -10,12 +10,14 @@ from typing import Any
 
 from exporter.errors import ExportError
 
-_CUSTOM_OBJECT = re.compile(
-    r"Could not locate (?:class|function) '(?P<a>[^']+)'"
-    r"|Unknown [a-z ]+: '(?P<b>[^']+)'"
-    r"|Cannot deserialize object of type `(?P<c>[^`]+)`"
+_UNKNOWN_OBJECT = re.compile(
+    r"Could not locate (?:class|function) '(?P<keras_3>[^']+)'"
+    r"|Unknown [a-z ]+ '\{[^}]*'config': '(?P<function_of_archive>[^']+)'"
+    r"|(?s:'config': '(?P<function_of_h5>[^']+)'.*)Unknown [a-z ]+: 'function'"
+    r"|Unknown [a-z ]+: '(?P<h5>[^']+)'"
+    r"|Cannot deserialize object of type `(?P<keras_2>[^`]+)`"
 )
-_LONGEST_TEXT = 300  # characters of an error of Keras, which can hold the whole configuration of the model
+_LONGEST_CAUSE = 300  # characters of a text of Keras, which can hold the whole configuration of the model
 
 
 def locate_keras_archive(path: pathlib.Path, safe_mode: bool) -> Callable[[], object]:
@@ -33,14 +35,12 @@ def locate_keras_archive(path: pathlib.Path, safe_mode: bool) -> Callable[[], ob
                     "save the model with model.save('NAME.keras')"
                 )
             config = json.loads(archive.read("config.json"))
-            version = _version(json.loads(archive.read("metadata.json"))["keras_version"])
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(
-            f"{str(path)!r} is truncated, damaged, or no Keras archive ({error}); copy or save the model again"
-        ) from error
-    if safe_mode:
-        _refuse_code(path, config)
-    return functools.partial(_load, path, version, safe_mode)
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+        file = _KerasFile(path, version, _major(version), config, safe_mode)
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(_damaged(path, "Keras archive", error)) from error
+    file.refuse_code()
+    return file.load
 
 
 def locate_h5(path: pathlib.Path, safe_mode: bool) -> Callable[[], object]:
@@ -52,66 +52,95 @@ def locate_h5(path: pathlib.Path, safe_mode: bool) -> Callable[[], object]:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
-            config_text = file.attrs.get("model_config")
-            version = _version(file.attrs.get("keras_version", "2"))
-        config = None if config_text is None else json.loads(config_text)
-    except (OSError, ValueError, KeyError) as error:
-        raise ExportError(
-            f"{str(path)!r} is truncated, damaged, or no HDF5 file ({error}); copy or save the model again"
-        ) from error
+        with h5py.File(path, "r") as archive:
+            attributes = dict(archive.attrs)
+        config = json.loads(attributes.get("model_config", "null"))
+        version = attributes.get("keras_version", "2")
+        version = version.decode() if isinstance(version, bytes) else version
+        file = _KerasFile(path, version, _major(version), config, safe_mode)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ExportError(_damaged(path, "HDF5 file", error)) from error
     if config is None:
         raise ExportError(
             f"{str(path)!r} holds weights only: expected a whole model; save it with model.save('NAME.keras'), or name "
             "a callable (--model=package.module:callable) that builds the model and loads these weights"
         )
-    if safe_mode:
-        _refuse_code(path, config)
-    return functools.partial(_load, path, version, safe_mode)
+    file.refuse_code()
+    return file.load
 
 
-def _version(recorded: str | bytes) -> str:
-    """The version of Keras that is recorded in a file; ValueError if it does not begin with a number."""
-    version = recorded.decode() if isinstance(recorded, bytes) else str(recorded)
-    _major(version)
-    return version
+@dataclasses.dataclass(frozen=True)
+class _KerasFile:
+    """A file that looks right: the version of Keras that wrote it, and the configuration of its model."""
+
+    path: pathlib.Path
+    version: str
+    major: int
+    config: Any
+    safe_mode: bool
+
+    def refuse_code(self) -> None:
+        """Raises in safe mode if the configuration holds Python code."""
+        layers = list(dict.fromkeys(_layers_with_code(self.config, "model"))) if self.safe_mode else []
+        if layers:
+            raise ExportError(
+                f"{str(self.path)!r} holds Python code in the Lambda layer{'s' if len(layers) > 1 else ''} "
+                f"{', '.join(map(repr, layers))}, which safe mode does not run; if you trust the file, add "
+                "--nosafe_mode, otherwise put a registered layer in its place"
+            )
+
+    def load(self) -> object:
+        """Loads with the Keras that wrote the file; the compiled loss and optimizer are left out."""
+        try:
+            return self._load_with_keras_3() if self.major >= 3 else self._load_with_keras_2()
+        except ExportError:
+            raise
+        except Exception as error:
+            raise ExportError(self._explain(error)) from error
+
+    def _load_with_keras_3(self) -> object:
+        import keras
+
+        return keras.saving.load_model(self.path, compile=False, safe_mode=self.safe_mode)
+
+    def _load_with_keras_2(self) -> object:
+        import tf_keras
+        from tf_keras.src.saving.serialization_lib import SafeModeScope
+
+        if self.safe_mode:  # tf_keras would import whatever module the file names; Keras 3 does not.
+            for registered_name, name in _foreign_classes(self.config):
+                if tf_keras.saving.get_registered_object(registered_name) is None:
+                    raise ExportError(self._needs(name))
+        with SafeModeScope(self.safe_mode):  # `safe_mode` itself is for archives only.
+            return tf_keras.saving.load_model(self.path, compile=False, safe_mode=self.safe_mode)
+
+    def _explain(self, error: Exception) -> str:
+        text = str(error)
+        unknown = _UNKNOWN_OBJECT.search(text)
+        if unknown:
+            return self._needs(next(name for name in unknown.groups() if name))
+        cause = text.rpartition("Exception encountered: ")[2].strip().partition("\n")[0][:_LONGEST_CAUSE]
+        return (
+            f"{str(self.path)!r}, written by Keras {self.version}, cannot be loaded: {type(error).__name__}: {cause}; "
+            "the file may be damaged, or need another version of Keras"
+        )
+
+    def _needs(self, name: str) -> str:
+        return (
+            f"{str(self.path)!r} needs the custom object {name!r}, which is not known here; name a callable "
+            "(--model=package.module:callable) that defines it with @keras.saving.register_keras_serializable() and "
+            "returns the loaded model"
+        )
 
 
 def _major(version: str) -> int:
+    """The first number of a version; ValueError if it has none."""
     return int(version.partition(".")[0])
 
 
-def _load(path: pathlib.Path, version: str, safe_mode: bool) -> object:
-    """Loads with the Keras that wrote the file; the compiled loss and optimizer are left out."""
-    load = _load_with_keras_3 if _major(version) >= 3 else _load_with_keras_2
-    try:
-        return load(path, safe_mode)
-    except Exception as error:
-        raise ExportError(_explain(path, version, error)) from error
-
-
-def _load_with_keras_3(path: pathlib.Path, safe_mode: bool) -> object:
-    import keras
-
-    return keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
-
-
-def _load_with_keras_2(path: pathlib.Path, safe_mode: bool) -> object:
-    import tf_keras
-    from tf_keras.src.saving.serialization_lib import SafeModeScope
-
-    with SafeModeScope(safe_mode):  # tf_keras has an argument for archives, but none for HDF5.
-        return tf_keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
-
-
-def _refuse_code(path: pathlib.Path, config: object) -> None:
-    layers = list(dict.fromkeys(_layers_with_code(config, "model")))
-    if layers:
-        names = ", ".join(repr(layer) for layer in layers)
-        raise ExportError(
-            f"{str(path)!r} holds Python code in the Lambda layer{'s' if len(layers) > 1 else ''} {names}, which safe "
-            "mode does not run; if you trust the file, add --nosafe_mode, otherwise put a registered layer in its place"
-        )
+def _damaged(path: pathlib.Path, kind: str, error: Exception) -> str:
+    cause = str(error).partition("\n")[0][:_LONGEST_CAUSE]
+    return f"{str(path)!r} is truncated, damaged, or no {kind} ({cause}); copy or save the model again"
 
 
 def _layers_with_code(config: Any, layer: str) -> Iterator[str]:
@@ -132,22 +161,15 @@ def _layers_with_code(config: Any, layer: str) -> Iterator[str]:
             yield from _layers_with_code(value, layer)
 
 
-def _explain(path: pathlib.Path, version: str, error: Exception) -> str:
-    text = str(error)
-    custom = _CUSTOM_OBJECT.search(text)
-    if custom:
-        name = next(group for group in custom.groups() if group)
-        if name == "function":  # Keras names the kind; the function's own name is in the configuration.
-            named = re.search(r"'class_name': 'function', 'config': '([^']+)'", text)
-            name = named[1] if named else name
-        return (
-            f"{str(path)!r} needs the custom object {name!r}, which is not known here; name a callable "
-            "(--model=package.module:callable) that defines it with @keras.saving.register_keras_serializable() and "
-            "returns the loaded model"
-        )
-    cause = text.rpartition("Exception encountered: ")[2].strip().partition("\n")[0] or type(error).__name__
-    cause = cause if len(cause) <= _LONGEST_TEXT else cause[:_LONGEST_TEXT] + "…"
-    return (
-        f"{str(path)!r}, written by Keras {version}, cannot be loaded: {type(error).__name__}: {cause}; the file may "
-        "be damaged, or need another version of Keras"
-    )
+def _foreign_classes(config: Any) -> Iterator[tuple[str, str]]:
+    """Yields the registered name and the name of each object in a configuration that is of no module of Keras."""
+    if isinstance(config, list):
+        for entry in config:
+            yield from _foreign_classes(entry)
+    elif isinstance(config, dict):
+        module, name = config.get("module"), config.get("class_name")
+        if isinstance(module, str) and name and module.partition(".")[0] not in ("keras", "tf_keras", "builtins"):
+            name = config["config"] if name == "function" else name
+            yield str(config.get("registered_name")), str(name)
+        for value in config.values():
+            yield from _foreign_classes(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,9 +97,14 @@ def _keras3(model: Any) -> Source:
         inputs = _keras3_recorded_inputs(model)
         call = _inference_positional(model)
     trainable = {id(variable) for variable in model.trainable_variables}
+
+    def call_without_cudnn(tensors: Any) -> Any:
+        with _without_cudnn(model):
+            return call(tensors)
+
     return Source(
         name=model.name,
-        call=call,
+        call=call_without_cudnn,
         inputs=inputs,
         variables=[(v.path, v.value, id(v) in trainable) for v in model.variables],
         output_names=getattr(functional, "output_names", ()),
@@ -111,6 +117,19 @@ def _inference(model: Any) -> Callable[[Any], Any]:
 
 def _inference_positional(model: Any) -> Callable[[Any], Any]:
     return lambda inputs: model(*inputs, training=False)
+
+
+@contextlib.contextmanager
+def _without_cudnn(model: Any) -> Iterator[None]:
+    """RNN layers use their loop, not cuDNN's kernel, also where there is a GPU."""
+    previous = [(layer, layer.use_cudnn) for layer in model._flatten_layers() if hasattr(layer, "use_cudnn")]
+    try:
+        for layer, _ in previous:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in previous:
+            layer.use_cudnn = value
 
 
 def _keras3_spec(tensor: Any) -> tf.TypeSpec:

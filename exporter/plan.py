@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -151,32 +151,36 @@ def choose(plan: Plan) -> Choice:
     names = IMPLEMENTATIONS if plan.ntk.implementation == "auto" else (plan.ntk.implementation,)
     if plan.coupled:  # of the three, only the last can be lowered for any number of examples whatever the model
         return Choice(names[-1], None, {}, None)
+    budget = plan.export.memory_budget
     measured = _measure(plan, names, 2)
     best = fastest(measured)
-    budget, bytes_of_2 = plan.export.memory_budget, measured[best].bytes
+    if measured[best].bytes > budget:
+        measured = _measure(plan, names, 1)
+        best = fastest(measured)
+        if measured[best].bytes > budget:
+            raise ExportError(
+                f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.4g} MiB "
+                f"(export.memory_budget), received {measured[best].bytes / 2**20:.4g} MiB for {best}. Raise the budget."
+            )
+        return Choice(best, 1, _seconds(measured), measured[best].bytes)
     block = LARGEST_BLOCK
-    while block > 1 and _scaled(bytes_of_2, block) > budget:
+    while measured[best].bytes * (block / 2) ** 2 > budget:  # no part of it grows faster
         block //= 2
-    if _scaled(bytes_of_2, block) > budget:
-        raise ExportError(
-            f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.0f} MiB "
-            f"(export.memory_budget), received {_scaled(bytes_of_2, block) / 2**20:.0f} MiB for {best}. Raise the budget."
-        )
     if block > 2 and len(names) > 1:  # what is fastest on few examples need not be on many
         measured = _measure(plan, [name for name in names if measured[name].agrees], block)
         best = fastest(measured)
-    return Choice(best, block, {name: m.seconds for name, m in measured.items()}, _scaled(bytes_of_2, block))
+        return Choice(best, block, _seconds(measured), measured[best].bytes)
+    return Choice(best, block, _seconds(measured), int(measured[best].bytes * (block / 2) ** 2))
+
+
+def _seconds(measured: Mapping[str, Measurement]) -> dict[str, float | None]:
+    return {name: m.seconds for name, m in measured.items()}
 
 
 def _measure(plan: Plan, names: Sequence[str], n: int) -> dict[str, Measurement]:
     x = sample_inputs(plan.model.inputs, n)
     kernels = {name: plan.kernel(name) for name in names}
     return measure_implementations(kernels, (plan.model.trainable, plan.model.frozen, x, x))
-
-
-def _scaled(bytes_of_2: int, block: int) -> int:
-    """An upper bound of the memory of a block by block kernel from that of a 2 by 2 one: none grows faster than n²."""
-    return int(bytes_of_2 * max(block / 2, (block / 2) ** 2))
 
 
 def _check_independent(model: FunctionalModel, vmap_axes: Any) -> None:

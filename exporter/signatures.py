@@ -177,14 +177,15 @@ def _checked(name: str, value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
     expected = f"{name}: expected {spec.dtype.name} ({', '.join(dims)}{',' if len(dims) == 1 else ''}), received"
     shape = tf.shape(value)
     if value.dtype != spec.dtype:
-        with tf.control_dependencies([tf.debugging.Assert(False, [f"{expected} {value.dtype.name}", shape])]):
+        with tf.control_dependencies([_assert(False, f"{expected} {value.dtype.name}", shape)]):
             return tf.identity(value)
     sizes = tf.constant([-1 if d is None else d for d in spec.shape], tf.int32)
     rank = len(dims)
     padded = tf.concat([shape, tf.fill([rank], -1)], 0)[:rank]  # comparable whatever the rank is
     fits = tf.reduce_all(tf.equal(padded, sizes) | tf.less(sizes, 0)) & tf.equal(tf.size(shape), rank)
-    with tf.control_dependencies([tf.debugging.Assert(fits, [expected, shape])]):
-        return tf.ensure_shape(tf.identity(value), spec.shape)
+    with tf.control_dependencies([_assert(fits, expected, shape)]):
+        # Not ensure_shape: from that graph optimizers conclude what shape `value` has, and drop the assertion.
+        return tf.reshape(value, sizes)
 
 
 def _same_count(name: str, names: Sequence[str], side: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -193,8 +194,12 @@ def _same_count(name: str, names: Sequence[str], side: list[tf.Tensor]) -> list[
         return side
     counts = tf.stack([tf.shape(a)[0] for a in side])
     message = f"{name}: expected as many examples in each of {', '.join(names)}, received"
-    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(tf.equal(counts, counts[0])), [message, counts])]):
+    with tf.control_dependencies([_assert(tf.reduce_all(tf.equal(counts, counts[0])), message, counts)]):
         return [tf.identity(a) for a in side]
+
+
+def _assert(condition: Any, message: str, numbers: tf.Tensor) -> tf.Operation:
+    return tf.debugging.Assert(condition, [message, numbers], summarize=16)  # by default it shows 3 numbers
 
 
 def _opaque(value: tf.Tensor) -> tf.Tensor:
@@ -207,9 +212,13 @@ def _letters_and_digits(text: str) -> str:
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
-    result = []
+    """The names, with _2, _3, ... after those that stand before already; none of these is another name of the list."""
+    names = list(names)
+    result: list[str] = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        unique, count = name, 1
+        while unique in result or (count > 1 and unique in names):
+            count += 1
+            unique = f"{name}_{count}"
+        result.append(unique)
     return tuple(result)

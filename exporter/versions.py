@@ -27,7 +27,17 @@ class Staging:
 
     def publish(self) -> Path:
         """Renames the directory to the next version of the base directory, and returns that version's path."""
-        self._base_dir.mkdir(parents=True, exist_ok=True)
+        missing = [p for p in (self._base_dir, *self._base_dir.parents) if not p.exists()]
+        try:
+            self._base_dir.mkdir(parents=True, exist_ok=True)
+            return self._rename()
+        except BaseException:
+            for directory in missing:
+                with contextlib.suppress(OSError):  # it is no longer empty, or was not made
+                    directory.rmdir()
+            raise
+
+    def _rename(self) -> Path:
         version = max((int(p.name) for p in self._base_dir.iterdir() if p.name.isdecimal()), default=0) + 1
         while True:
             target = self._base_dir / str(version)

@@ -34,6 +34,7 @@ def test_times_compares_and_reports_failures():
     fns = {"slow": slow_square, "fast": square, "wrong": slightly_wrong_square, "fails": fails}
     measured = measure_implementations(fns, (x,))
     assert list(measured) == list(fns)
+    assert measured["fast"].bytes >= x.nbytes
     assert 0.0 < measured["fast"].seconds < 0.02 <= measured["slow"].seconds
     assert measured["slow"].deviation == 0.0
     assert measured["fast"].agrees

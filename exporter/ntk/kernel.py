@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from exporter.ntk import neural_tangents_bridge
+from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.reference import ApplyFn
 
 # kernel(trainable, frozen, x1, x2) -> (n1, n2, ...), the inputs of each side being a tuple of arrays.
 KernelFn = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], tuple[Any, ...]], Any]
 
-# In order of trust: in float32 the first stays within 1e-5 of float64 where the last is off by 5e-3.
-IMPLEMENTATIONS = ("structured_derivatives", "ntk_vector_products", "jacobian_contraction")
+# Of neural-tangents, in order of trust: in float32 the first stays within 1e-5 of float64 where the last is off by 5e-3.
+NEURAL_TANGENTS = ("structured_derivatives", "ntk_vector_products", "jacobian_contraction")
 
 
 def kernel_fn(
@@ -30,7 +31,7 @@ def kernel_fn(
 
     Args:
       apply_fn: `apply_fn(trainable, frozen, inputs)`, of shape (n, *S).
-      implementation: one of IMPLEMENTATIONS.
+      implementation: "layerwise", or one of NEURAL_TANGENTS.
       trace_axes: axes of the output, counted with the batch axis, over which to average.
       diagonal_axes: axes of the output of which only equal positions are kept.
       coupled: whether examples of a batch influence each other's outputs.
@@ -38,6 +39,9 @@ def kernel_fn(
     Returns:
       A function to (n1, n2, ...), kept axes ordered as by `reference.contract_axes`.
     """
+
+    if implementation == "layerwise":
+        return layerwise_kernel_fn(apply_fn, trace_axes=trace_axes, diagonal_axes=diagonal_axes, coupled=coupled)
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Any, ...], x2: tuple[Any, ...]) -> Any:
         ntk_fn = neural_tangents_bridge.empirical_ntk_fn(
@@ -77,9 +81,3 @@ def swap_permutation(output_rank: int, trace_axes: Sequence[int], diagonal_axes:
         if axis not in trace:
             swap += [k] if axis in diagonal else [k + 1, k]
     return tuple(swap)
-
-
-def candidates(apply_fn: ApplyFn, implementation: str, **axes: Any) -> dict[str, KernelFn]:
-    """The kernel functions that `implementation` names: one, or all of them for auto, in order of trust."""
-    names = IMPLEMENTATIONS if implementation == "auto" else (implementation,)
-    return {name: kernel_fn(apply_fn, implementation=name, **axes) for name in names}

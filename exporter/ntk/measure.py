@@ -54,7 +54,7 @@ def measure_implementations(fns: Mapping[str, Callable[..., Any]], args: tuple[A
     """
     measurements: dict[str, Measurement] = {}
     reference = None
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         values = jax.tree.map(_concrete, args)
         for name, fn in fns.items():
             try:

@@ -231,7 +231,8 @@ def empirical_ntk_fn(
         trace_axes: output axes to average over.
         diagonal_axes: output axes of which only the diagonal is wanted.
         vmap_axes: None, or an axis or a triple (inputs, outputs, kwargs) of axes along which f treats examples
-            independently; see `neural_tangents.empirical_ntk_fn`.
+            independently; see `neural_tangents.empirical_ntk_fn`. Structured derivatives fail where the axis of the
+            outputs is not 0 and N1 ≠ N2.
         implementation: a `neural_tangents.NtkImplementation`, its number, or its name in `IMPLEMENTATIONS`. AUTO (0)
             compiles and times all three on the arguments' shapes (see `exporter.ntk.measure`) and uses the fastest
             of those that agree with structured derivatives; it does so once for each combination of shapes and

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.special
 import tensorflow as tf
 from tf2jax._src import numpy_compat
 
@@ -69,6 +70,8 @@ def _cast(node: Any, library: Library) -> OpFunction:
     def cast(x: Any) -> Any:
         if source.is_floating and target.is_floating and jnp.finfo(x.dtype).bits > source.size * 8:
             return x
+        if isinstance(x, jax.Array):
+            return x.astype(jax.dtypes.canonicalize_dtype(target.as_numpy_dtype))
         return numpy_compat.asarray(x, target)
 
     return cast
@@ -84,22 +87,6 @@ def _select(node: Any, library: Library) -> OpFunction:
     return select
 
 
-@converts("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
-def _fused_batch_norm(node: Any, library: Library) -> OpFunction:
-    """Batch normalisation with the stored moments; those of the batch would couple its examples."""
-    if node.attr["is_training"].b:
-        raise NotImplementedError("it normalises with the statistics of the batch; call the layer with training=False")
-    axes = (0, 1, 2) if node.attr["data_format"].s == b"NHWC" else (0, 2, 3)
-    epsilon = node.attr["epsilon"].f
-
-    def normalise(x: Any, scale: Any, offset: Any, mean: Any, variance: Any) -> tuple[Any, ...]:
-        scale_, offset_, mean_, variance_ = (jnp.expand_dims(v, axes) for v in (scale, offset, mean, variance))
-        y = (x - mean_) * (scale_ * jax.lax.rsqrt(variance_ + epsilon)) + offset_
-        return (y, mean, variance, mean, variance, variance)
-
-    return normalise
-
-
 for _name, _function in {
     "Maximum": _maximum,
     "Minimum": _minimum,
@@ -113,5 +100,23 @@ for _name, _function in {
     "Xlog1py": _x_no_nan(jnp.log1p),
     "SelectV2": numpy_compat.where,
     "IdentityN": lambda *values: values,
+    "ClipByValue": lambda x, low, high: _minimum(_maximum(x, low), high),
+    "Acos": jnp.arccos,
+    "Asin": jnp.arcsin,
+    "Atan": jnp.arctan,
+    "Inv": lambda x: 1 / x,
+    "Rint": jnp.round,
+    "IsNan": jnp.isnan,
+    "IsInf": jnp.isinf,
+    "Mod": jnp.fmod,
+    "TruncateMod": jnp.fmod,
+    "TruncateDiv": jax.lax.div,
+    "Ndtri": jax.scipy.special.ndtri,
+    "Betainc": jax.scipy.special.betainc,
+    "Zeta": jax.scipy.special.zeta,
+    "Polygamma": jax.scipy.special.polygamma,
+    "Expint": jax.scipy.special.expi,
+    "BesselI0": jax.scipy.special.i0,
+    "BesselI1": jax.scipy.special.i1,
 }.items():
     converts(_name)(simple(_function))

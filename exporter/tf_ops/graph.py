@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow.python.framework import op_def_registry
 
 from exporter.errors import ExportError
@@ -91,17 +94,42 @@ class GraphFunction:
             if self._origin(result) == Edge(argument, 0)
         )
 
+    def _producer(self, edge: Edge) -> Any:
+        """The NodeDef that computes a value, behind Identity nodes; None for an argument."""
+        return self._protos.get(self._origin(edge).name)
+
     def _origin(self, edge: Edge) -> Edge:
         while edge.name in self._protos and self._protos[edge.name].op == "Identity":
             edge = next(self._inputs(self._protos[edge.name]))
         return edge
 
-    def nodes_with_callees(self) -> Iterator[Any]:
-        """The NodeDefs that the results depend upon, those of the called functions included."""
+    def with_callees(self) -> Iterator[GraphFunction]:
+        """This function and those that its results call, directly or not."""
+        yield self
         for node in self.nodes:
-            yield node
             for name in called_functions(node):
-                yield from self._library[name].nodes_with_callees()
+                yield from self._library[name].with_callees()
+
+    def overridden_gradients(self) -> Iterator[Any]:
+        """The nodes whose gradient tf.custom_gradient overrides, but for TensorFlow's own x * sigmoid(beta * x)."""
+        for node in self.nodes:
+            if node.op == "IdentityN" and node.attr["_gradient_op_type"].s and not self._is_swish(node):
+                yield node
+
+    def _is_swish(self, node: Any) -> bool:
+        product = self._producer(next(self._inputs(node)))
+        return product is not None and product.op == "Mul" and any(
+            factor is not None and factor.op == "Sigmoid" for factor in map(self._producer, self._inputs(product))
+        )  # fmt: skip
+
+    def reads_of_written_variables(self) -> Iterator[Any]:
+        """The nodes that read a variable after the call itself has assigned to it."""
+        for node in self.nodes:
+            after = (self._protos.get(text[1:]) for text in node.input if text.startswith("^"))
+            if node.op == "ReadVariableOp" and any(
+                write is not None and write.op.startswith("Assign") and write.input[0] == node.input[0] for write in after
+            ):
+                yield node
 
     @functools.cached_property
     def _operations(self) -> tuple[tuple[Any, registry.OpFunction, tuple[Edge, ...]], ...]:
@@ -125,12 +153,33 @@ class GraphFunction:
         return tuple(values[edge.name][edge.index] for edge in self._results)
 
     def _convert(self, node: Any) -> registry.OpFunction:
+        clamped = self._clamped_constant(node)
+        if clamped is not None:
+            return lambda *operands: clamped
         try:
             return registry.convert_node(node, self._library)
         except (KeyError, ValueError, NotImplementedError) as error:
             raise ExportError(
                 f"The {node.op} operation of layer {layer_scope(node.name)!r} cannot be converted to JAX: {error}"
             ) from error
+
+    def _clamped_constant(self, node: Any) -> np.ndarray | None:
+        """The value of min(c, max(d, x)) with constants c <= d, whatever x is: how tf.math.bincount fixes its size."""
+        if node.op != "Minimum":
+            return None
+        for constant, other in itertools.permutations(self._inputs(node), 2):
+            maximum = self._producer(other)
+            high = self._constant(constant)
+            if high is not None and maximum is not None and maximum.op == "Maximum":
+                if any(low is not None and np.all(high <= low) for low in map(self._constant, self._inputs(maximum))):
+                    return high
+        return None
+
+    def _constant(self, edge: Edge) -> np.ndarray | None:
+        origin = self._producer(edge)
+        if origin is None or origin.op != "Const" or origin.attr["dtype"].type == types_pb2.DT_STRING:
+            return None
+        return tf.make_ndarray(origin.attr["value"].tensor)
 
     def _edge(self, text: str) -> Edge:
         """Parses 'argument' or 'node:output_name:index'."""

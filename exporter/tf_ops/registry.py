@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 OpFunction = Callable[..., Any]
 Converter = Callable[[Any, "Library"], OpFunction]
 
+_RANDOM_PREFIXES = ("Random", "StatelessRandom", "StatelessTruncatedNormal", "StatelessMultinomial", "StatefulRandom", "StatefulStandardNormal", "StatefulUniform", "StatefulTruncatedNormal", "Multinomial",
+                    "TruncatedNormal", "ParameterizedTruncatedNormal", "StatelessParameterized", "RngReadAndSkip")  # fmt: skip
+
 _CONVERTERS: dict[str, Converter] = {}
 
 
@@ -32,6 +35,11 @@ def converts(*op_names: str) -> Callable[[Converter], Converter]:
 def simple(function: OpFunction) -> Converter:
     """The converter of an op that needs none of its node's attributes."""
     return lambda node, library: function
+
+
+def is_random(op_name: str) -> bool:
+    """Whether the TensorFlow op draws random numbers."""
+    return op_name.startswith(_RANDOM_PREFIXES)
 
 
 def is_supported(op_name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,16 +22,19 @@ class UnwrittenList:
     length: int
     dtype: Any
 
-    def zeros(self, element_shape: Any, dtype: Any = None) -> jax.Array:
-        """The list as an array of zeros; ExportError through the caller if the element shape is not known."""
-        shape = [int(size) for size in np.atleast_1d(element_shape)]
-        if any(size < 0 for size in shape):
-            raise NotImplementedError("it reads a TensorArray that nothing was written to and whose shape is unknown")
-        return jnp.zeros((self.length, *shape), dtype or self.dtype)
+    def zeros(self, element_shape: Sequence[Any], dtype: Any = None) -> jax.Array:
+        """The list as an array of zeros, of another dtype than its own if given."""
+        return jnp.zeros((self.length, *element_shape), dtype or self.dtype)
 
 
 def _as_array(items: Any, element_shape: Any) -> Any:
-    return items.zeros(element_shape) if isinstance(items, UnwrittenList) else jnp.asarray(items)
+    """A list that is read; of one that nothing was written to, `element_shape` must be known."""
+    if not isinstance(items, UnwrittenList):
+        return jnp.asarray(items)
+    shape = np.atleast_1d(element_shape)
+    if any(isinstance(size, np.integer) and size < 0 for size in shape):
+        raise NotImplementedError("it reads a TensorArray that nothing was written to and whose shape is unknown")
+    return items.zeros(shape)
 
 
 @converts("TensorListReserve")

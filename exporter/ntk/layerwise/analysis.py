@@ -1,0 +1,281 @@
+"""Finds the sites of a jaxpr, the equations in which a parameter meets data, and evaluates it with them perturbed.
+
+A value is constant, or made of parameters only (a prefix: reshapes, casts, weight normalization), or data. An equation
+of parameters and data is a site. A zero added to a site's output, or to its parameter where no rule knows better, leaves
+the model as it is; the derivatives with respect to all these zeros are what every parameter's Jacobian is made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from exporter.ntk.layerwise import rules
+from exporter.ntk.layerwise.convolution import convolve
+
+
+class Sort(enum.Enum):
+    """What a value that is not made of parameters only may be."""
+
+    CONSTANT = enum.auto()
+    DATA = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """Where a value made of parameters only comes from.
+
+    Attributes:
+      key: the same for values that are made in the same way.
+      leaves: indices of the parameters that it is made of.
+      isometric: whether it is one parameter with its entries in another order, shape or dtype.
+      base: if it repeats another such value along some axes: that value, its Param, and the axes of this one that the
+        other's became (`broadcast_dimensions` of `lax.broadcast_in_dim`).
+    """
+
+    key: tuple[Any, ...]
+    leaves: frozenset[int]
+    isometric: bool = False
+    base: tuple[Any, Param, tuple[int, ...]] | None = None
+
+
+Tag = Sort | Param
+Tagged = tuple[Any, Tag]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A parameter's meeting with data.
+
+    Attributes:
+      rule: how its Jacobian is made.
+      eqn: the equation.
+      operand: index of the parameter among the equation's inputs.
+      param: where the parameter comes from; of the base if the rule takes the parameter before it is repeated.
+      shape: of the parameter.
+      axes: of the output that the parameter's axes are, for elementwise equations.
+      dtype: of the zeros added.
+      perturbed: shape of the zeros added: the output's, or for the generic rule the parameter's.
+      steps: lengths of the scans that it is in, outermost first.
+    """
+
+    rule: rules.Rule
+    eqn: JaxprEqn
+    operand: int
+    param: Param
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    dtype: Any
+    perturbed: tuple[int, ...]
+    steps: tuple[int, ...] = ()
+
+    @property
+    def layer(self) -> str:
+        """The name scope of the equation, for people."""
+        return str(self.eqn.source_info.name_stack)
+
+
+class Trace:
+    """A jaxpr whose inputs are parameters, constants and data, and its sites."""
+
+    def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None]) -> None:
+        """Finds the sites.
+
+        Args:
+          closed: the jaxpr.
+          sorts: of each input: None for a parameter.
+        """
+        self._closed = closed
+        self._tags: list[Tag] = [
+            Param((-1 - i,), frozenset([i]), isometric=True) if sort is None else sort for i, sort in enumerate(sorts)
+        ]
+        walk = _Walk(None)
+        specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+        jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
+        self.sites = tuple(walk.sites)
+
+    def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The outputs with `zeros` added at the sites, and for each site whose rule needs it the data that the parameter meets."""
+        walk = _Walk(iter(zeros))
+        return [value for value, _ in self._run(walk, args)], walk.saved
+
+    def operands(self, variables: Sequence[Any]) -> list[Any]:
+        """The parameter at each site, as a function of the jaxpr's parameters and constants."""
+        walk = _Walk(None, params_only=True)
+        self._run(walk, [*variables, *[None] * (len(self._tags) - len(variables))])
+        return walk.operands
+
+    def _run(self, walk: _Walk, args: Sequence[Any]) -> list[Tagged]:
+        return walk.run(self._closed.jaxpr, self._closed.consts, list(zip(args, self._tags, strict=True)), ())
+
+
+_REORDERING = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "convert_element_type")
+_CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+
+
+class _Walk:
+    """One evaluation of the jaxpr: to find sites, to perturb them (with `zeros`), or for the prefixes alone."""
+
+    def __init__(self, zeros: Iterator[Any] | None, *, params_only: bool = False) -> None:
+        self._zeros = zeros
+        self._params_only = params_only
+        self.sites: list[Site] = []
+        self.saved: list[Any] = []
+        self.operands: list[Any] = []
+
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Tagged], place: tuple[int, ...]) -> list[Tagged]:
+        env: dict[Any, Tagged] = {}
+
+        def read(v: Any) -> Tagged:
+            return (v.val, Sort.CONSTANT) if isinstance(v, Literal) else env[v]
+
+        env.update(zip(jaxpr.constvars, ((c, Sort.CONSTANT) for c in consts), strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        for i, eqn in enumerate(jaxpr.eqns):
+            env.update(zip(eqn.outvars, self._equation(eqn, [read(v) for v in eqn.invars], (*place, i)), strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tagged]:
+        has_data = any(tag is Sort.DATA for _, tag in inputs)
+        params = [tag for _, tag in inputs if isinstance(tag, Param)]
+        if eqn.primitive.name in _CALLS and (params or has_data):
+            sub = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
+            jaxpr, consts = (sub.jaxpr, sub.consts) if isinstance(sub, ClosedJaxpr) else (sub, ())
+            return self.run(jaxpr, consts, inputs, place)
+        if params and has_data:
+            tags = self._scan_tags(eqn, inputs, place) if eqn.primitive.name == "scan" else None
+            return self._sites(eqn, inputs) if tags is None else self._scan(eqn, inputs, tags, place)
+        tag: Tag = Sort.DATA if has_data else Sort.CONSTANT
+        values = self._bind(eqn, [value for value, _ in inputs], tag)
+        if not params:
+            return [(value, tag) for value in values]
+        return [(value, _param(eqn, inputs, (*place, k))) for k, value in enumerate(values)]
+
+    def _bind(self, eqn: JaxprEqn, values: Sequence[Any], tag: Tag) -> Sequence[Any]:
+        if self._params_only and tag is Sort.DATA:
+            return [None] * len(eqn.outvars)
+        if eqn.primitive.name == "conv_general_dilated" and tag is Sort.DATA:
+            return [convolve(eqn, *values)]
+        return rules.bind(eqn, values)
+
+    def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
+        """The equation with zeros added to its output if a rule knows its one parameter, else to all its parameters."""
+        at = [k for k, (_, tag) in enumerate(inputs) if isinstance(tag, Param)]
+        rule = rules.find(eqn, at)
+        values = [value for value, _ in inputs]
+        if rule is not rules.GENERIC:
+            (k,) = at
+            self._site(rule, eqn, k, inputs[k])
+            self.saved.append(values[1 - k] if rule.needs_data else None)
+            (output,) = self._bind(eqn, values, Sort.DATA)
+            return [(self._perturb(output), Sort.DATA)]
+        for k in at:
+            self._site(rule, eqn, k, inputs[k])
+            self.saved.append(None)
+            values[k] = self._perturb(values[k])
+        return [(value, Sort.DATA) for value in self._bind(eqn, values, Sort.DATA)]
+
+    def _perturb(self, value: Any) -> Any:
+        return value if self._zeros is None else value + next(self._zeros)
+
+    def _site(self, rule: rules.Rule, eqn: JaxprEqn, operand: int, tagged: Tagged) -> None:
+        aval, (output,) = eqn.invars[operand].aval, [v.aval for v in eqn.outvars][:1]
+        value, param = tagged
+        assert isinstance(param, Param)
+        shape, axes = tuple(aval.shape), tuple(range(aval.ndim))
+        if rule.elementwise and param.base is not None:
+            value, param, axes = param.base
+            shape = value.shape if value is not None else ()
+        perturbed = aval if rule is rules.GENERIC else output
+        self.operands.append(value)
+        self.sites.append(Site(rule, eqn, operand, param, shape, axes, perturbed.dtype, tuple(perturbed.shape)))
+
+    def _scan_tags(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tag] | None:
+        """The tags of a scan's body's inputs; None if its carry or results are made of parameters only.
+
+        Parameters among the initial carry and the scanned inputs are data of the body: they are perturbed themselves.
+        """
+        body, consts, carries = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
+        tags: list[Tag] = [tag for _, tag in inputs]
+        tags[consts:] = [Sort.DATA if isinstance(tag, Param) else tag for tag in tags[consts:]]
+        while True:
+            walk = _Walk(None)
+            outs: list[Tag] = []
+
+            def abstract(
+                args: list[Any], walk: _Walk = walk, outs: list[Tag] = outs, tags: tuple[Tag, ...] = tuple(tags)
+            ) -> None:
+                tagged = walk.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
+                outs.extend(tag for _, tag in tagged)
+
+            jax.eval_shape(abstract, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars])
+            if any(isinstance(tag, Param) for tag in outs):
+                return None
+            grown = [k for k in range(carries) if outs[k] is Sort.DATA and tags[consts + k] is not Sort.DATA]
+            if not grown:
+                return tags
+            for k in grown:
+                tags[consts + k] = Sort.DATA
+
+    def _scan(self, eqn: JaxprEqn, inputs: list[Tagged], tags: list[Tag], place: tuple[int, ...]) -> list[Tagged]:
+        p, body = eqn.params, eqn.params["jaxpr"]
+        n_consts, n_carry = p["num_consts"], p["num_carry"]
+        values = [value for value, _ in inputs]
+        for k in range(n_consts, len(inputs)):
+            if isinstance(inputs[k][1], Param):
+                self._site(rules.GENERIC, eqn, k, inputs[k])
+                self.saved.append(None)
+                values[k] = self._perturb(values[k])
+        consts, init, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
+        inner = _Walk(None, params_only=self._params_only)
+        specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
+        out_tags: list[Tag] = []
+
+        def find(args: Sequence[Any]) -> None:
+            tagged = inner.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
+            out_tags.extend(tag for _, tag in tagged)
+
+        if self._params_only:
+            find([*consts, *[None] * (len(specs) - n_consts)])
+        else:
+            jax.eval_shape(find, specs)
+        self.sites += [dataclasses.replace(site, steps=(p["length"], *site.steps)) for site in inner.sites]
+        self.operands += inner.operands
+        if self._params_only:
+            return [(None, Sort.DATA)] * len(eqn.outvars)
+        zeros = None if self._zeros is None else [next(self._zeros) for _ in inner.sites]
+
+        def step(carry: list[Any], slices: tuple[list[Any], Any]) -> tuple[list[Any], tuple[list[Any], list[Any]]]:
+            x, eps = slices
+            walk = _Walk(None if eps is None else iter(eps))
+            args = list(zip([*consts, *carry, *x], tags, strict=True))
+            outs = [value for value, _ in walk.run(body.jaxpr, body.consts, args, (*place, -1))]
+            return outs[:n_carry], (outs[n_carry:], walk.saved)
+
+        carry, (ys, saved) = lax.scan(step, init, (xs, zeros), p["length"], reverse=p["reverse"], unroll=p["unroll"])
+        self.saved += saved
+        return [(value, Sort.DATA) for value in (*carry, *ys)]
+
+
+def _param(eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> Param:
+    """Where the output at `place` of an equation of parameters and constants comes from."""
+    name, tags = eqn.primitive.name, [tag for _, tag in inputs]
+    params = [tag for tag in tags if isinstance(tag, Param)]
+    leaves = frozenset().union(*(param.leaves for param in params))
+    key: tuple[Any, ...] = place
+    if len(params) == len(tags):  # nothing but parameters: the same operation on the same ones gives the same
+        key = (name, str(eqn.params), place[-1], *(param.key for param in params))
+    first, aval = eqn.invars[0].aval, eqn.outvars[0].aval
+    broadcast = name == "broadcast_in_dim"
+    reordered = name in _REORDERING or (broadcast and first.size == aval.size)
+    if reordered and isinstance(tags[0], Param):
+        return Param(key, leaves, tags[0].isometric and jax.numpy.issubdtype(aval.dtype, jax.numpy.floating))
+    if broadcast and isinstance(tags[0], Param):
+        return Param(key, leaves, base=(inputs[0][0], tags[0], tuple(eqn.params["broadcast_dimensions"])))
+    return Param(key, leaves)

@@ -1,0 +1,252 @@
+"""The layerwise NTK: features of each example at every site, contracted site by site."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from exporter.ntk.layerwise import contract, rules
+from exporter.ntk.layerwise.analysis import Site, Sort, Trace
+from exporter.ntk.layerwise.contract import Shape
+from exporter.ntk.layerwise.outputs import OutputAxes
+
+Array = Any
+ApplyFn = Callable[..., Array]
+# The arguments of one contraction, batched over examples on axis 0: (G,), (a, D) or (index, D).
+Features = tuple[Array, ...]
+
+
+def layerwise_kernel_fn(
+    apply_fn: ApplyFn, *, trace_axes: Sequence[int], diagonal_axes: Sequence[int], coupled: bool = False
+) -> Callable[..., Array]:
+    """kernel(trainable, frozen, x1, x2) = J(x1) J(x2)ᵀ as `exporter.ntk.kernel.kernel_fn` describes it.
+
+    With x2 None it is the kernel of x1 with itself, whose features are computed once.
+    """
+
+    def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
+        if coupled:  # the whole batch is the one example, and its batch axis an axis of the output like others
+            x1, x2 = (None if x is None else tuple(a[None] for a in x) for x in (x1, x2))
+        counts = None if coupled else (x1[0].shape[0], (x1 if x2 is None else x2)[0].shape[0])
+        make = functools.partial(ExampleFeatures, counts=counts, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+        left = make(apply_fn, trainable, frozen, x1)
+        right = make(apply_fn, trainable, frozen, x2) if coupled and x2 is not None else left
+        features1 = left.compute(trainable, frozen, x1)
+        features2 = features1 if x2 is None else right.compute(trainable, frozen, x2)
+        total: Array = 0.0
+        for component, parts1, parts2 in zip(left.components, features1, features2, strict=True):
+            for part1, part2 in zip(parts1, parts2, strict=True):
+                total = total + contract.FORMS[component.form](*part1, *part2, left.axes, right.axes)
+        total = left.axes.arrange(total, right.axes)
+        return total[0, 0] if coupled else total
+
+    return kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """Sites whose parameters are made of the same variables.
+
+    Attributes:
+      groups: indices of the sites, those with one parameter together.
+      leaves: the variables.
+      form: of the contraction: "gram", "index" (the Gram form of an embedding) or "explicit".
+      pulled_back: whether Jacobians with respect to the groups' parameters become Jacobians with respect to the
+        variables by the derivative of the prefix between them; else the one parameter is the one variable, its entries
+        in some order.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    leaves: tuple[int, ...]
+    form: str
+    pulled_back: bool
+
+
+class ExampleFeatures:
+    """What the kernel needs to know of each example, for one shape of examples.
+
+    Attributes:
+      axes: of an example's output.
+      sites: where parameters meet data.
+      shapes: of each site's factors, None where its rule has none.
+      components: the sites, grouped.
+    """
+
+    def __init__(
+        self,
+        apply_fn: ApplyFn,
+        trainable: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        x: tuple[Any, ...],
+        *,
+        counts: tuple[int, int] | None,
+        trace_axes: Sequence[int],
+        diagonal_axes: Sequence[int],
+    ) -> None:
+        """Traces `apply_fn` on one example and decides how each site is contracted.
+
+        Args:
+          apply_fn: `apply_fn(trainable, frozen, inputs)`, of shape (n, *S).
+          trainable: the parameters, by path; only shapes and dtypes are used, here and below.
+          frozen: the other variables, by path.
+          x: the inputs (n, ...); or, if examples are coupled, (1, n, ...).
+          counts: numbers of examples of the kernel's two sides; None if examples are coupled.
+          trace_axes: axes of the output to average over, counted from the batch axis and not negative.
+          diagonal_axes: axes of the output of which only equal positions are kept.
+        """
+        self._coupled = counts is None
+        example = tuple(
+            jax.ShapeDtypeStruct(a.shape[1:] if self._coupled else (1, *a.shape[1:]), a.dtype) for a in x
+        )
+        specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
+        closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*specs, example)
+        sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
+        self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2])
+        self._output = output
+        batch_axes = 0 if self._coupled else 1
+        self.axes = OutputAxes(
+            output.shape[batch_axes:],
+            trace_axes=[a % output.ndim - batch_axes for a in trace_axes],
+            diagonal_axes=[a % output.ndim - batch_axes for a in diagonal_axes],
+        )
+        self.sites = self._trace.sites
+        self.shapes = [_factor_shape(site) for site in self.sites]
+        self.components = tuple(self._components(counts))
+
+    def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> list[list[Features]]:
+        """For each component its features, one for each variable if it is pulled back."""
+        variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
+        pull_backs = [self._pull_back(c, variables) if c.pulled_back else None for c in self.components]
+        basis = self.axes.basis(self._output.dtype).reshape(-1, *self._output.shape)
+
+        def one(example: tuple[Array, ...]) -> list[list[Features]]:
+            zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
+
+            def perturbed(zeros: list[Array]) -> tuple[Array, list[Array]]:
+                (output,), saved = self._trace.evaluate([*variables, *map(self._batch, example)], zeros)
+                return output, saved
+
+            _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
+            derivatives = jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
+            return [
+                self._features(component, pull_back, saved, derivatives)
+                for component, pull_back in zip(self.components, pull_backs, strict=True)
+            ]
+
+        return jax.vmap(one)(x)
+
+    def _batch(self, example: Array) -> Array:
+        return example if self._coupled else example[None]
+
+    def _features(
+        self, component: Component, pull_back: Callable | None, saved: list[Any], derivatives: list[Array]
+    ) -> list[Features]:
+        if component.form != "explicit":
+            (group,) = component.groups
+            a, d = zip(*(_factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
+            return [(jnp.concatenate(a, -1 if component.form == "index" else -2), jnp.concatenate(d, -2))]
+        jacobians = [
+            sum(_explicit(self.sites[k], saved[k], derivatives[k]) for k in group) for group in component.groups
+        ]
+        if pull_back is not None:
+            jacobians = jax.vmap(pull_back)(jacobians)
+        return [(g.reshape(g.shape[0], -1),) for g in jacobians]
+
+    def _pull_back(self, component: Component, variables: list[Array]) -> Callable[[list[Array]], list[Array]]:
+        """The derivative of a component's prefix, transposed: from its groups' parameters to its variables."""
+
+        def prefix(leaves: list[Array]) -> list[Array]:
+            replaced = list(variables)
+            for k, leaf in zip(component.leaves, leaves, strict=True):
+                replaced[k] = leaf
+            operands = self._trace.operands(replaced)
+            return [operands[group[0]] for group in component.groups]
+
+        operands, vjp = jax.vjp(prefix, [variables[k] for k in component.leaves])
+        return lambda jacobians: vjp([g.astype(w.dtype) for g, w in zip(jacobians, operands, strict=True)])[0]
+
+    def _components(self, counts: tuple[int, int] | None) -> list[Component]:
+        by_parameter: dict[tuple[Any, ...], list[int]] = {}
+        for k, site in enumerate(self.sites):
+            by_parameter.setdefault(site.param.key, []).append(k)
+        merged: list[tuple[frozenset[int], list[tuple[int, ...]]]] = []
+        for group in map(tuple, by_parameter.values()):
+            leaves = self.sites[group[0]].param.leaves
+            touching = [other for other in merged if other[0] & leaves]
+            merged = [other for other in merged if not other[0] & leaves]
+            merged.append((leaves.union(*(c[0] for c in touching)), [g for c in touching for g in c[1]] + [group]))
+        components = []
+        for leaves, groups in merged:
+            alone = len(groups) == 1 and self.sites[groups[0][0]].param.isometric
+            form = self._form(groups[0], counts) if alone and counts else "explicit"
+            components.append(Component(tuple(groups), tuple(sorted(leaves)), form, pulled_back=not alone))
+        return components
+
+    def _form(self, group: tuple[int, ...], counts: tuple[int, int]) -> str:
+        """The cheapest form of sites of one parameter, which is its variable."""
+        shapes = [self.shapes[k] for k in group]
+        kinds = {(self.sites[k].rule.name, s and (s.batch, s.data, s.derivative)) for k, s in zip(group, shapes, strict=True)}
+        if len(kinds) > 1 or shapes[0] is None:
+            return "explicit"
+        positions = sum(s.positions for s in shapes if s is not None)
+        joined = dataclasses.replace(shapes[0], positions=positions)
+        index = self.sites[group[0]].rule is rules.EMBEDDING
+        if joined.gram_cost(*counts, self.axes, index=index) < joined.explicit_cost(*counts, self.axes):
+            return "index" if index else "gram"
+        return "explicit"
+
+
+def _factor_shape(site: Site) -> Shape | None:
+    """The sizes of a site's factors, None if its rule has none."""
+    if site.rule.factors is None:
+        return None
+    data = site.eqn.invars[1 - site.operand].aval
+    a, d = jax.eval_shape(
+        lambda a, d: _factors(site, a, d),
+        jax.ShapeDtypeStruct((*site.steps, *data.shape), data.dtype),
+        jax.ShapeDtypeStruct((1, *site.steps, *site.perturbed), site.dtype),
+    )
+    if site.rule is rules.EMBEDDING:
+        return Shape(1, d.shape[1], site.shape[0], d.shape[2])
+    return Shape(a.shape[0], a.shape[1], a.shape[2], d.shape[3])
+
+
+def _explicit(site: Site, data: Any, d: Array) -> Array:
+    """G (R, *parameter) of a site, summed over the steps of the scans that it is in."""
+    if site.rule.assemble is not None:
+        a, d = _factors(site, data, d)
+        return site.rule.assemble(site, jnp.einsum("bti,rbtj->rbij", a, d))
+    fn = site.rule.explicit
+    for _ in site.steps:
+        fn = _sum_steps(fn)
+    return fn(site, data, d)
+
+
+def _sum_steps(fn: Callable[..., Array]) -> Callable[..., Array]:
+    def summed(site: Site, data: Any, d: Array) -> Array:
+        return jnp.sum(jax.vmap(lambda a, d: fn(site, a, d), in_axes=(None if data is None else 0, 1))(data, d), 0)
+
+    return summed
+
+
+def _factors(site: Site, data: Any, d: Array) -> Features:
+    """The factors of a site, with the steps of the scans that it is in among the positions."""
+    assert site.rule.factors is not None
+    fn = site.rule.factors
+    for _ in site.steps:
+        fn = _join_steps(fn, index=site.rule is rules.EMBEDDING)
+    return fn(site, data, d)
+
+
+def _join_steps(fn: Callable[..., Features], *, index: bool) -> Callable[..., Features]:
+    def joined(site: Site, data: Any, d: Array) -> Features:
+        a, d = jax.vmap(lambda a, d: fn(site, a, d), in_axes=(0, 1), out_axes=(0 if index else -3, -3))(data, d)
+        a = a.reshape(-1) if index else a.reshape(*a.shape[:-3], -1, a.shape[-1])
+        return a, d.reshape(*d.shape[:-3], -1, d.shape[-1])
+
+    return joined

@@ -1,0 +1,214 @@
+"""What the Jacobian of each kind of site is made of: one rule for each kind.
+
+With D = ∂f/∂y, y the output of the site's equation, of shape (R, *y) for R outputs f of one example, and the equation's
+data input, the Jacobian with respect to the site's parameter is
+
+    dense, einsum      G[b] = Σ_t a[b, t] D[b, t]ᵀ      a the data as (B, T, I), D as (R, B, T, J): B batch entries, T positions
+    convolution        the same: a[b, t] the patch of group b under output position t
+    embedding          the same: a one-hot, which is never written out: only the index is kept
+    add, sub, mul      G = ± D (times the data), summed over the axes along which the parameter is repeated
+    anything else      the derivative with respect to the parameter itself, for each example
+
+which Novak et al. 2022 (arXiv 2206.08720) call structured derivatives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from exporter.ntk.layerwise import convolution
+
+if TYPE_CHECKING:
+    from exporter.ntk.layerwise.analysis import Site
+
+Array = Any
+
+
+def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """The outputs of an equation."""
+    subfuns, params = eqn.primitive.get_bind_params(eqn.params)
+    out = eqn.primitive.bind(*subfuns, *values, **params)
+    return out if eqn.primitive.multiple_results else [out]
+
+
+def _derivative(site: Site, data: Array, d: Array) -> Array:
+    """G (R, *parameter) by the derivative of the one equation."""
+
+    def fn(parameter: Array) -> Array:
+        return bind(site.eqn, (parameter, data) if site.operand == 0 else (data, parameter))[0]
+
+    _, vjp = jax.vjp(fn, jnp.zeros(site.shape, site.eqn.invars[site.operand].aval.dtype))
+    return jax.vmap(lambda cotangent: vjp(cotangent)[0])(d)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the Jacobian of a kind of site is made, for one example.
+
+    Attributes:
+      name: shown to people.
+      explicit: (site, data, D) to G (R, *parameter), where data is the equation's other input.
+      needs_data: whether that is used at all.
+      factors: (site, data, D) to a (B, T, I) and D (R, B, T, J); None if G is not made of such factors. Of an embedding
+        a is the index (T,), and D is (R, T, J).
+      assemble: (site, G (R, B, I, J)) to (R, *parameter).
+      elementwise: whether the parameter may be taken before it is repeated along axes of the output.
+    """
+
+    name: str
+    explicit: Callable[[Site, Any, Array], Array]
+    needs_data: bool = True
+    factors: Callable[[Site, Any, Array], tuple[Array, Array]] | None = None
+    assemble: Callable[[Site, Array], Array] | None = None
+    elementwise: bool = False
+
+
+def find(eqn: JaxprEqn, operands: Sequence[int]) -> Rule:
+    """The rule for an equation with parameters at these of its inputs."""
+    if len(operands) == 1 and len(eqn.outvars) == 1:
+        (operand,) = operands
+        name = eqn.primitive.name
+        if name == "dot_general":
+            return DENSE
+        if name == "conv_general_dilated" and operand == 1 and eqn.params["batch_group_count"] == 1:
+            return CONVOLUTION
+        if name in ("add", "add_any", "sub"):
+            return BIAS
+        if name == "mul":
+            return SCALE
+        if name == "gather" and operand == 0 and _is_embedding(eqn):
+            return EMBEDDING
+    return GENERIC
+
+
+# --- anything else
+
+
+GENERIC = Rule("generic", explicit=lambda site, data, d: d, needs_data=False)
+
+# --- add, sub, mul
+
+
+def _sum_repeated(site: Site, g: Array) -> Array:
+    """(R, *output) summed to (R, *parameter)."""
+    sizes = dict(zip(site.axes, site.shape, strict=True))
+    repeated = [k + 1 for k, size in enumerate(g.shape[1:]) if sizes.get(k, 1) == 1 and size != 1]
+    return jnp.sum(g, repeated).reshape(g.shape[0], *site.shape)
+
+
+BIAS = Rule(
+    "bias",
+    explicit=lambda site, data, d: _sum_repeated(
+        site, -d if site.eqn.primitive.name == "sub" and site.operand == 1 else d
+    ),
+    needs_data=False,
+    elementwise=True,
+)
+
+SCALE = Rule(
+    "scale",
+    explicit=lambda site, data, d: _sum_repeated(site, d * data),
+    elementwise=True,
+)
+
+# --- dot_general
+
+
+def _dense_dims(site: Site) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Batch, contracted and free axes of the data and of the parameter; and the output's axes as batch, data, parameter."""
+    contracted, batch = site.eqn.params["dimension_numbers"]
+    sides = []
+    for k in (1 - site.operand, site.operand):
+        used = [*batch[k], *contracted[k]]
+        free = [axis for axis in range(site.eqn.invars[k].aval.ndim) if axis not in used]
+        sides.append([list(batch[k]), list(contracted[k]), free])
+    b, data, param = len(batch[0]), len(sides[0][2]), len(sides[1][2])
+    if site.operand == 1:
+        order = list(range(b + data + param))
+    else:
+        order = [*range(b), *range(b + param, b + param + data), *range(b, b + param)]
+    return sides[0], sides[1], order
+
+
+def _dense_factors(site: Site, a: Array, d: Array) -> tuple[Array, Array]:
+    (batch, contracted, free), _, order = _dense_dims(site)
+    sizes = [math.prod(a.shape[axis] for axis in axes) for axes in (batch, free, contracted)]
+    a = jnp.transpose(a, [*batch, *free, *contracted]).reshape(sizes)
+    d = jnp.transpose(d, [0, *(axis + 1 for axis in order)]).reshape(d.shape[0], sizes[0], sizes[1], -1)
+    return a, d
+
+
+def _dense_assemble(site: Site, g: Array) -> Array:
+    _, (batch, contracted, free), _ = _dense_dims(site)
+    axes = [*batch, *contracted, *free]
+    g = g.reshape(g.shape[0], *(site.shape[axis] for axis in axes))
+    return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
+
+
+def _explicit_from_factors(site: Site, data: Array, d: Array) -> Array:
+    assert site.rule.factors is not None
+    assert site.rule.assemble is not None
+    a, d = site.rule.factors(site, data, d)
+    return site.rule.assemble(site, jnp.einsum("bti,rbtj->rbij", a, d))
+
+
+DENSE = Rule("dense", _explicit_from_factors, factors=_dense_factors, assemble=_dense_assemble)
+
+# --- conv_general_dilated
+
+
+def _conv_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
+    dn, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
+    a = convolution.patches(site.eqn, data)[0]  # (*positions, kernel, channels)
+    *positions, taps, channels = a.shape
+    a = a.reshape(math.prod(positions), taps, groups, channels // groups)
+    a = jnp.transpose(a, (2, 0, 1, 3)).reshape(groups, math.prod(positions), -1)
+    d = jnp.transpose(d, [0, *(1 + axis for axis in (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1]))])
+    d = d.reshape(d.shape[0], math.prod(positions), groups, -1)
+    return a, jnp.transpose(d, (0, 2, 1, 3))
+
+
+def _conv_assemble(site: Site, g: Array) -> Array:
+    rhs = site.eqn.params["dimension_numbers"].rhs_spec
+    kernel = [site.shape[axis] for axis in rhs[2:]]
+    r, groups, _, features = g.shape
+    g = g.reshape(r, groups, *kernel, -1, features)
+    g = jnp.moveaxis(g, 1, -2).reshape(r, *kernel, g.shape[-2], groups * features)
+    axes = [*rhs[2:], rhs[1], rhs[0]]
+    return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
+
+
+CONVOLUTION = Rule("convolution", _explicit_from_factors, factors=_conv_factors, assemble=_conv_assemble)
+
+# --- gather of an embedding
+
+
+def _is_embedding(eqn: JaxprEqn) -> bool:
+    """Whether whole rows of a table are gathered, one for each index."""
+    dn, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
+    rows = dn.collapsed_slice_dims
+    full = all(size == (1 if axis in rows else table.shape[axis]) for axis, size in enumerate(eqn.params["slice_sizes"]))
+    return len(rows) == 1 and dn.start_index_map == rows and not dn.operand_batching_dims and full
+
+
+def _embedding_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
+    eqn, dn = site.eqn, site.eqn.params["dimension_numbers"]
+    rows = eqn.invars[0].aval.shape[dn.collapsed_slice_dims[0]]
+    index = data.reshape(-1)
+    if eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP:
+        index = jnp.clip(index, 0, rows - 1)
+    else:  # an index out of range gets nothing of the table, and so adds nothing to its Jacobian
+        index = jnp.where((index >= 0) & (index < rows), index, -1)
+    positions = [axis for axis in range(d.ndim - 1) if axis not in dn.offset_dims]
+    d = jnp.transpose(d, [0, *(1 + axis for axis in (*positions, *dn.offset_dims))])
+    return index, d.reshape(d.shape[0], index.shape[0], -1)
+
+
+EMBEDDING = Rule("embedding", _derivative, factors=_embedding_factors)

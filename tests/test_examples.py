@@ -1,0 +1,135 @@
+"""The examples, small: each runs, and finds what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples import digits, inside_tf_function, kernel_while_training
+
+# Keras 3.15 and TensorFlow 2.21 with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+SMALL = (
+    "--epochs=4",
+    "--examples=150",
+    "--set=ntk.implementation=structured_derivatives",
+    "--set=export.platforms=[cpu]",
+    "--set=export.signatures=[ntk_symmetric,ntk,forward]",
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The directory of a small demo, and what it printed."""
+    output = tmp_path_factory.mktemp("examples") / "demo"
+    command = [sys.executable, "-m", "examples.digits", str(output), *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done.stdout, done.stderr
+
+
+def test_demo_writes_the_savedmodel_where_it_says_and_nothing_else(demo):
+    output, stdout, stderr = demo
+    assert f"the SavedModel lies in {output / 'digits_ntk' / '1'}\n" in stdout
+    assert (output / "digits_ntk" / "1" / "saved_model.pb").is_file()
+    assert {path.name for path in output.iterdir()} == {"digits.keras", "digits.npz", "ntk.yaml", "digits_ntk"}
+    assert stderr == ""
+
+
+def test_demo_shows_the_command_and_the_stages_of_the_export(demo):
+    output, stdout, _ = demo
+    command = f"$ ntk-export --model={output}/digits.keras --config={output}/ntk.yaml --output={output}/digits_ntk"
+    stages = re.findall(r"^(\w+) .* \d+\.\d s$", stdout.partition(command)[2], re.MULTILINE)
+    assert stages[:6] == ["load", "functionalize", "choose", "lower", "write", "verify"]
+
+
+def test_demo_shows_a_kernel_block_that_equals_the_jacobians(demo):
+    _, stdout, _ = demo
+    rows = re.findall(r"^ +[01] ((?: +[-+.e\d]+){4})$", stdout, re.MULTILINE)
+    assert len(rows) == 4
+    (difference,) = re.findall(r"relative to the largest entry: (\S+)$", stdout, re.MULTILINE)
+    assert 0 < float(difference) < 1e-5
+
+
+def test_demo_predicts_with_the_kernel_without_what_made_it(demo):
+    _, stdout, _ = demo
+    rows = re.findall(r"^(.+?) +\d+ +([\d.]+)%$", stdout, re.MULTILINE)
+    accuracy = {name.strip(): float(value) for name, value in rows}
+    assert accuracy["kernel regression on the network's NTK"] > 93
+    assert accuracy["kernel regression on the network's NTK"] > accuracy["the same on inner products of pixels"] + 2
+    assert accuracy["the network"] > 85
+    assert "exporter: nothing\n" in stdout
+
+
+def test_demo_shows_why_a_step_failed(tmp_path, capfd):
+    (tmp_path / "model.keras").write_text("no archive")
+    log = tmp_path / "log.txt"
+    assert digits.run("exporter", [f"--model={tmp_path / 'model.keras'}", f"--output={tmp_path / 'out'}"], log) == 1
+    out, err = capfd.readouterr()
+    assert out == f"$ ntk-export --model={tmp_path}/model.keras --output={tmp_path}/out\n\n"
+    assert "truncated, damaged, or no Keras archive" in err
+    assert "failed with exit code 1\n" in err
+
+
+def test_demo_ends_with_the_step_that_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "run", lambda module, arguments, log: 1 if module == "exporter" else 0)
+    assert digits.main([str(tmp_path / "demo")]) == 1
+    out = capsys.readouterr().out
+    assert "2. Export" in out
+    assert "3. " not in out
+
+
+def test_inside_tf_function_agrees_with_numpy_and_knows_what_it_does_not_know(capsys):
+    assert inside_tf_function.main(["--units=32", "--reference=100", "--queries=30"]) < 1e-4
+    left = dict(re.findall(r"^(digits.*?) {2,}([\d.]+)% ", capsys.readouterr().out, re.MULTILINE))
+    assert float(left["digits with their pixels shuffled"]) > 5 * float(left["digits"])
+
+
+def test_kernel_while_training_turns_towards_the_labels(capsys):
+    rows = kernel_while_training.main(["--epochs=2", "--examples=100"])
+    assert [row.epoch for row in rows] == [0, 1, 2]
+    assert rows[0].change == pytest.approx(0, abs=1e-6)
+    assert rows[0].loss > rows[1].loss > rows[2].loss
+    assert rows[0].alignment + 0.05 < rows[1].alignment < rows[2].alignment
+    assert min(row.change for row in rows[1:]) > 0.05
+    assert len(re.findall(r"^ +[012] ", capsys.readouterr().out, re.MULTILINE)) == 3
+
+
+def test_kernel_while_training_follows_the_model_itself():
+    """After the last assignment the kernel is that of a fresh export: paths were mapped, and no variable missed."""
+    import numpy as np
+
+    from exporter.functionalize import functionalize
+    from exporter.ntk.reference import reference_ntk
+
+    class Kernels:
+        """What `assign_weights` uses of a SavedModel."""
+
+        def __init__(self, model):
+            import tensorflow as tf
+
+            functional = functionalize(model)
+            self.params = {path: tf.Variable(value) for path, value in functional.trainable.items()}
+            self.frozen = {path: tf.Variable(value) for path, value in functional.frozen.items()}
+
+    model = kernel_while_training.build()
+    kernels = Kernels(model)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.uniform(0.5, 1.0, variable.shape).astype(np.float32))
+    kernel_while_training.assign_weights(kernels, model)
+    functional = functionalize(model)
+    x = (rng.standard_normal((3, 64)).astype(np.float32),)
+    given = [{path: v.numpy() for path, v in part.items()} for part in (kernels.params, kernels.frozen)]
+    np.testing.assert_array_equal(
+        reference_ntk(functional.apply_fn, *given, x),
+        reference_ntk(functional.apply_fn, functional.trainable, functional.frozen, x),
+    )
+
+
+def test_every_example_is_tested():
+    names = {path.stem for path in Path(digits.__file__).parent.glob("*.py")} - {"__init__"}
+    assert names == {"digits", "digits_train", "digits_regression", "inside_tf_function", "kernel_while_training"}

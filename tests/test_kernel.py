@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exporter.config import IMPLEMENTATIONS as CONFIGURABLE
+from exporter.ntk.kernel import diagonal_fn, kernel_fn, swap_permutation
+from exporter.ntk.reference import reference_ntk
+
+IMPLEMENTATIONS = [name for name in CONFIGURABLE if name != "auto"]
+TRAINABLE = {
+    "conv": np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32) / 2,
+    "dense": np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32) / 2,
+}
+FROZEN = {"mean": np.float32([0.1, -0.2, 0.3, 0.0])}
+AXES = [((-1,), ()), ((), ()), ((1,), (2,)), ((), (-2,)), ((1, -1), ())]
+each_axes = pytest.mark.parametrize(("trace", "diagonal"), AXES)
+
+
+def apply_fn(trainable, frozen, inputs):
+    """A convolution, a normalisation and a dense layer at each position: outputs (n, 5, 3)."""
+    (x,) = inputs
+    y = jax.lax.conv_general_dilated(x, trainable["conv"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    return jnp.tanh(y - frozen["mean"]) @ trainable["dense"]
+
+
+def coupled_apply_fn(trainable, frozen, inputs):
+    y = apply_fn(trainable, frozen, inputs)
+    return y / jnp.sqrt(1 + jnp.mean(y * y, axis=0))
+
+
+def examples(n, seed=0):
+    return (np.random.default_rng(seed).standard_normal((n, 5, 2)).astype(np.float32),)
+
+
+def assert_close(kernel, expected, rtol=1e-5):
+    assert kernel.shape == expected.shape
+    assert np.max(np.abs(kernel - expected)) <= rtol * np.max(np.abs(expected))
+
+
+@each_axes
+def test_equals_the_float64_reference(trace, diagonal):
+    axes = {"trace_axes": trace, "diagonal_axes": diagonal}
+    expected = reference_ntk(apply_fn, TRAINABLE, FROZEN, examples(4), examples(3, seed=1), **axes)
+    kernel = jax.jit(kernel_fn(apply_fn, implementation="structured_derivatives", **axes))
+    assert_close(kernel(TRAINABLE, FROZEN, examples(4), examples(3, seed=1)), expected)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("coupled", [False, True])
+def test_implementations_agree(implementation, coupled):
+    fn = coupled_apply_fn if coupled else apply_fn
+    axes = {"trace_axes": (2,), "diagonal_axes": (), "coupled": coupled}
+    expected = reference_ntk(fn, TRAINABLE, FROZEN, examples(4), examples(3, seed=1), **axes)
+    kernel = jax.jit(kernel_fn(fn, implementation=implementation, **axes))
+    assert_close(kernel(TRAINABLE, FROZEN, examples(4), examples(3, seed=1)), expected)
+
+
+def test_frozen_variables_change_the_kernel_and_have_no_part_in_the_jacobian():
+    kernel = jax.jit(kernel_fn(apply_fn, implementation="structured_derivatives", trace_axes=(-1,), diagonal_axes=()))
+    moved = {"mean": FROZEN["mean"] + np.float32(0.5)}
+    results = [kernel(TRAINABLE, frozen, examples(3), examples(3)) for frozen in (FROZEN, moved)]
+    assert_close(results[1], reference_ntk(apply_fn, TRAINABLE, moved, examples(3)))
+    assert np.max(np.abs(results[1] - results[0])) > 0.01 * np.max(np.abs(results[0]))
+
+
+@each_axes
+@pytest.mark.parametrize("coupled", [False, True])
+def test_diagonal_is_that_of_the_kernel(coupled, trace, diagonal):
+    fn = coupled_apply_fn if coupled else apply_fn
+    axes = {"trace_axes": trace, "diagonal_axes": diagonal, "coupled": coupled}
+    kernel = kernel_fn(fn, implementation="structured_derivatives", **axes)
+    rows = jax.jit(diagonal_fn(kernel, coupled=coupled))(TRAINABLE, FROZEN, examples(4))
+    assert_close(rows, np.einsum("nn...->n...", reference_ntk(fn, TRAINABLE, FROZEN, examples(4), **axes)))
+
+
+@each_axes
+def test_swap_exchanges_the_examples(trace, diagonal):
+    axes = {"trace_axes": trace, "diagonal_axes": diagonal}
+    x1, x2 = examples(4), examples(3, seed=1)
+    kernel, swapped = (reference_ntk(apply_fn, TRAINABLE, FROZEN, *x, **axes) for x in ((x1, x2), (x2, x1)))
+    np.testing.assert_allclose(swapped, kernel.transpose(swap_permutation(3, **axes)), rtol=1e-12, atol=1e-12)
+
+
+def test_swap_leaves_diagonal_axes_where_they_are():
+    assert swap_permutation(3, trace_axes=(), diagonal_axes=(1,)) == (1, 0, 2, 4, 3)
+    assert swap_permutation(2, trace_axes=(-1,), diagonal_axes=()) == (1, 0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_one_example_that_is_not_finite_does_not_reach_the_others(implementation):
+    (x,) = examples(4)
+    x[1, 2, 0], x[2, 0, 1] = np.nan, np.inf
+    axes = {"trace_axes": (-1,), "diagonal_axes": ()}
+    kernel = jax.jit(kernel_fn(apply_fn, implementation=implementation, **axes))
+    result = kernel(TRAINABLE, FROZEN, (x,), (x,))
+    expected = reference_ntk(apply_fn, TRAINABLE, FROZEN, (x[::3],))
+    assert_close(result[::3, ::3], expected)
+    assert np.any(np.isnan(result[1]))
