@@ -37,9 +37,11 @@ def check_gradients(
       layers: those that have a custom gradient.
     """
     rng = np.random.default_rng(0)
-    shapes = [(2, *spec.shape[1:]) for spec in traced.inputs]
+    shapes: list[Any] = [(2, *spec.shape[1:]) for spec in traced.inputs]
     inputs = tuple(
-        (rng.normal(size=shape) if np.issubdtype(np.dtype(spec.dtype), np.floating) else np.zeros(shape)).astype(spec.dtype)
+        (rng.normal(size=shape) if np.issubdtype(np.dtype(spec.dtype), np.floating) else np.zeros(shape)).astype(
+            spec.dtype
+        )
         for spec, shape in zip(traced.inputs, shapes, strict=True)
     )
     trainable = {path: value for path, value in values.items() if path in chosen}
@@ -56,6 +58,6 @@ def check_gradients(
     size = sum(np.sum(np.square(gradient)) for gradient in ours.values())
     if not difference <= _TOLERANCE**2 * size:
         raise ExportError(
-            f"Expected the gradients that {traced.name!r} overrides to be those of its forward pass, received others "
-            f"(in {', '.join(sorted(layers))}). Its kernel is that of the forward pass; remove tf.custom_gradient there."
+            f"Expected the gradients that {traced.name!r} overrides to be those of its forward pass, received "
+            f"others (in {', '.join(sorted(layers))}). Its kernel is that of the forward pass; remove tf.custom_gradient there."
         )

@@ -179,5 +179,6 @@ def _disk_errors() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
             raise ExportError(full.format(error.strerror)) from error
         raise
-    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
-        raise ExportError(full.format(error.message)) from error
+    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.OutOfRangeError) as error:
+        # "...{node} /path/of/the/file; File too large [Op:SaveV2]": EFBIG is out of range to TF.
+        raise ExportError(full.format(error.message.rpartition("; ")[2].partition(" [Op:")[0])) from error

@@ -179,7 +179,7 @@ def _trace_once(
     traced: TracedModel, index: int, call: Callable[..., jax.Array], variables: Sequence[ModelVariable]
 ) -> tuple[TensorSpec, set[str]]:
     """The chosen output's spec, and the paths of the variables that it depends upon."""
-    batch = 2
+    batch = 13  # no size that a model is likely to be fixed to
     params = {v.path: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables}
     inputs = tuple(jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
     jaxpr, result = jax.make_jaxpr(call, return_shape=True)(params, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -154,6 +155,13 @@ def _keras3_recorded_inputs(model: Any) -> list[Any]:
         return [to_specs(value) for value in shape]
 
     structure = {name.removesuffix("_shape"): to_specs(shape) for name, shape in shapes.items()}
+    parameters = [p for p in inspect.signature(model.call).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = [p.name for p in parameters if p.default is p.empty]
+    if len(required) > len(structure):
+        raise ExportError(
+            f"Expected Keras to have recorded the shapes of the inputs {', '.join(required)} of {model.name!r}, received "
+            f"only {', '.join(structure)}; wrap it in a functional model: keras.Model(inputs, model(*inputs))."
+        )
     paths = [path for path, _ in leaves(structure)]
     return list(_named(structure, [path.rpartition("/")[2] for path in paths]).values())
 
@@ -223,7 +231,7 @@ def _function_with_parameters(function: Any, params: Any) -> Source:
 
 def _module(module: Any) -> Source:
     name = module.name
-    function = getattr(module, "__call__", None)
+    function = module.__call__ if callable(module) else None
     if isinstance(function, tf.types.experimental.Callable) and _signatures(function):
         args, kwargs = _signature(function, name)
         call, inputs = _bind(function, args, kwargs)
@@ -285,7 +293,9 @@ def _signature(function: Any, name: str) -> tuple[Any, Any]:
     """The one signature to use: of several that only differ in Python values, the one for inference."""
     signatures = _signatures(function)
     inference = [s for s in signatures if not any(leaf is True for _, leaf in leaves(s))] or signatures
-    inference.sort(key=lambda s: str(_tensor_specs(s)) != str(_any_batch(s)))  # first those that have an open batch axis
+    inference.sort(
+        key=lambda s: str(_tensor_specs(s)) != str(_any_batch(s))
+    )  # first those that have an open batch axis
     tensors = {str(_any_batch(s)) for s in inference}
     if len(tensors) != 1:
         found = "none" if not tensors else f"{len(tensors)}: {'; '.join(sorted(tensors))}"

@@ -18,8 +18,16 @@ from jax.experimental import jax2tf
 
 from exporter.functionalize import FunctionalModel, functionalize
 from exporter.model_kinds import source_of
-from exporter.ntk import kernel
-from exporter.ntk.neural_tangents_bridge import Axes, NtkFn, empirical_ntk_fn, import_neural_tangents
+from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.neural_tangents_bridge import (
+    IMPLEMENTATIONS,
+    Axes,
+    NtkFn,
+    empirical_ntk_fn,
+    fastest_ntk_fn,
+    implementations,
+    import_neural_tangents,
+)
 from exporter.structures import leaves, map_leaves
 from exporter.tf_ops import GraphFunction, Library
 
@@ -54,7 +62,8 @@ def empirical_ntk_fn_tf(
         trace_axes: see `exporter.ntk.neural_tangents_bridge.empirical_ntk_fn`, also for the kernel's shape.
         diagonal_axes: as above.
         vmap_axes: as above. 0 if the outputs of each example depend on that example alone: much faster than None.
-        implementation: as above, or "layerwise", for models with one output, `vmap_axes=0` and kept axis 0.
+        implementation: as above, or "layerwise", this project's own engine, which AUTO measures too; both where
+            `vmap_axes` is 0 or None.
         _j_rules: as above.
         _s_rules: as above.
         _fwd: as above.
@@ -137,31 +146,38 @@ def _ntk_fn(model: _Model, implementation: int | str, **settings: Any) -> NtkFn:
     """The NTK in JAX: `ntk_fn(x1, x2, params, frozen=frozen)`."""
     if implementation == "layerwise":
         return _layerwise_ntk_fn(model, **settings)
+    if implementation in (IMPLEMENTATIONS["auto"], "auto") and settings["vmap_axes"] in (0, None):
+        return fastest_ntk_fn(
+            {**implementations(model.apply_fn, **settings), "layerwise": _layerwise_ntk_fn(model, **settings)}
+        )
     return empirical_ntk_fn(model.apply_fn, implementation=implementation, **settings)
 
 
 def _layerwise_ntk_fn(
     model: _Model, *, trace_axes: Axes, diagonal_axes: Axes, vmap_axes: Any, **of_neural_tangents: Any
 ) -> NtkFn:
-    if "layerwise" not in kernel.IMPLEMENTATIONS:
-        raise ValueError("implementation='layerwise' is not available yet; expected one of neural-tangents' or 'auto'.")
-    if vmap_axes != 0:
-        raise ValueError(
-            "implementation='layerwise' is for models that treat examples independently: expected vmap_axes=0, "
-            f"received {vmap_axes!r}; set it, or choose another implementation."
-        )
-    trace, diagonal = ((axes,) if isinstance(axes, int) else tuple(axes) for axes in (trace_axes, diagonal_axes))
-    if 0 in trace + diagonal:
-        raise ValueError(
-            "implementation='layerwise' keeps the batch axis twice: expected trace_axes and diagonal_axes without 0, "
-            f"received {trace_axes!r} and {diagonal_axes!r}; choose another implementation."
-        )
+    """The layerwise engine for pytrees of inputs and outputs."""
+    if vmap_axes not in (0, None):
+        raise ValueError(f"Expected vmap_axes 0 or None for implementation='layerwise', received {vmap_axes!r}.")
 
-    def apply_fn(params: Params, frozen: Params, inputs: tuple[Any, ...]) -> Any:
-        return model.apply_fn(params, inputs[0], frozen)
+    def ntk_fn(x1: PyTree, x2: PyTree, params: PyTree, frozen: Params) -> PyTree:
+        outputs, structure = jax.tree.flatten(jax.eval_shape(model.apply_fn, params, x1, frozen))
+        inputs1, inputs = jax.tree.flatten(x1)
+        inputs2 = None if x2 is None else tuple(jax.tree.leaves(x2))
 
-    kernel_fn = kernel.kernel_fn(apply_fn, implementation="layerwise", trace_axes=trace, diagonal_axes=diagonal)
-    return lambda x1, x2, params, frozen: kernel_fn(params, frozen, (x1,), (x1 if x2 is None else x2,))
+        def kernel_of(index: int, rank: int) -> Any:
+            def apply_fn(params: PyTree, frozen: Params, x: tuple[Any, ...]) -> Any:
+                return jax.tree.leaves(model.apply_fn(params, jax.tree.unflatten(inputs, x), frozen))[index]
+
+            whole_batch = vmap_axes is None or 0 in [axis % rank for axis in (*trace_axes, *diagonal_axes)]
+            kernel_fn = layerwise_kernel_fn(
+                apply_fn, trace_axes=trace_axes, diagonal_axes=diagonal_axes, coupled=whole_batch
+            )
+            return kernel_fn(params, frozen, tuple(inputs1), inputs2)
+
+        return jax.tree.unflatten(structure, [kernel_of(i, output.ndim) for i, output in enumerate(outputs)])
+
+    return ntk_fn
 
 
 # ----------------------------------------------------------------------------------------------------------- models

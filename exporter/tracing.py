@@ -22,7 +22,7 @@ class TensorSpec:
     shape: tuple[int | None, ...]
     dtype: str
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # noqa: D105
         return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
 
 
@@ -124,7 +124,9 @@ def _with_batch_axis(named: InputSpec, source: Source) -> tf.TensorSpec:
             "its weights."
         )
     if source.fixed_batch and sizes[0] is not None:
-        raise ExportError(f"{what} must have an open batch axis, received shape {tuple(sizes)}; save it with None there.")
+        raise ExportError(
+            f"{what} must have an open batch axis, received shape {tuple(sizes)}; save it with None there."
+        )
     return tf.TensorSpec([None, *sizes[1:]], spec.dtype, named.name)
 
 

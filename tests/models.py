@@ -61,7 +61,9 @@ def randomize(variables: Iterable[Any], seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for variable in variables:
         name, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
-        if not np.issubdtype(np.dtype(variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name), float):
+        if not np.issubdtype(
+            np.dtype(variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name), float
+        ):
             continue
         noise = rng.normal(size=shape)
         if "variance" in name:
@@ -193,7 +195,9 @@ def conv3d_transpose() -> keras.Model:
 
 @_zoo()
 def separable_conv() -> keras.Model:
-    return _sequential((5, 5, 3), L.SeparableConv2D(4, 3, depth_multiplier=2, activation="relu"), L.Flatten(), L.Dense(2))
+    return _sequential(
+        (5, 5, 3), L.SeparableConv2D(4, 3, depth_multiplier=2, activation="relu"), L.Flatten(), L.Dense(2)
+    )
 
 
 @_zoo()
@@ -249,7 +253,9 @@ def batch_norm() -> keras.Model:
 
 @_zoo()
 def layer_norm() -> keras.Model:
-    return _sequential((4, 5), L.Dense(6), L.LayerNormalization(), L.Dense(5), L.RMSNormalization(), L.Flatten(), L.Dense(2))
+    return _sequential(
+        (4, 5), L.Dense(6), L.LayerNormalization(), L.Dense(5), L.RMSNormalization(), L.Flatten(), L.Dense(2)
+    )
 
 
 @_zoo()
@@ -446,7 +452,9 @@ def mlp_params() -> dict[str, Any]:
     return {"hidden": hidden, "w": rng.normal(size=(5, 2)).astype(np.float32)}
 
 
-ZOO.append(Entry("tf_module", RecurrentModule, lambda model, inputs: model(inputs[0]), tags=frozenset({"rnn", "module"})))
+ZOO.append(
+    Entry("tf_module", RecurrentModule, lambda model, inputs: model(inputs[0]), tags=frozenset({"rnn", "module"}))
+)
 ZOO.append(
     Entry(
         "function_and_params",

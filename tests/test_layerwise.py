@@ -119,14 +119,19 @@ def _scan_over_layers(p, s, x):
 
 
 def _scan_of_parameters(p, s, x):
-    """A carry made of parameters alone, as the power iteration of spectral normalization has it."""
+    """A scan that also returns something made of parameters alone."""
+    h, ys = lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), jnp.tanh(p["w"]).sum(0)), x, None, 3)
+    return h @ p["c"] + jnp.tanh(ys.sum(0)[:2])
+
+
+def _scan_with_a_counter(p, s, x):
+    """Parameters chosen, and scaled, by a counter that the loop carries, as TensorFlow's loops have it."""
 
     def step(carry, _):
-        u, h = carry
-        u = jnp.tanh(p["w"] @ u)
-        return (u, jnp.tanh(h @ p["w"]) * jnp.sum(u)), None
+        k, h = carry
+        return (k + 1, jnp.tanh(h @ p["layers"][k] * (p["g"] * (k + 1)))), None
 
-    (_, h), _ = lax.scan(step, (jnp.ones(4), x), None, 3)
+    (_, h), _ = lax.scan(step, (0, x), None, 3)
     return h @ p["c"]
 
 
@@ -198,6 +203,12 @@ CASES = {
         _scan_over_layers, {"layers": (3, 4, 4), "b": (4,), "c": (4, 2)}, (4,), ("generic", "bias", "dense")
     ),
     "scan of parameters": Case(_scan_of_parameters, {"w": (4, 4), "c": (4, 2)}, (4,), ("generic", "dense")),
+    "scan with a counter": Case(
+        _scan_with_a_counter,
+        {"layers": (3, 4, 4), "g": (4,), "c": (4, 2)},
+        (4,),
+        ("generic", "scale", "dense"),
+    ),
     "weight norm": Case(_weight_norm, {"v": (5, 4), "g": (4,), "c": (4, 6)}, (5,), ("dense", "dense")),
     "no rule": Case(
         _no_rule,
@@ -288,6 +299,23 @@ def test_every_form_gives_the_same(name, form, monkeypatch):
     assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
 
 
+@pytest.mark.parametrize("axes", [([1], [2]), ([2], [1]), ([1, 2], []), ([], [1, 2]), ([1], []), ([], [])])
+def test_few_outputs_at_a_time(axes):
+    """Little memory means more passes, of numbers of outputs that need not divide them."""
+    fn, params, frozen, x1, x2 = _make(CASES["conv"])
+
+    def reshaped(p, s, x):
+        return jnp.pad(fn(p, s, x), ((0, 0), (0, 1))).reshape(-1, 7, 1) * jnp.array([1.0, 2.0, 3.0])
+
+    names = dict(zip(("trace_axes", "diagonal_axes"), axes, strict=True))
+    features = ExampleFeatures(reshaped, params, frozen, x1, counts=(4, 3), **names)
+    memory = (1 << 20) * 7 // features.outputs_at_once(1, 1 << 20) * 5
+    assert features.outputs_at_once(7, memory) in (4, 5)
+    kernel = jax.jit(layerwise_kernel_fn(reshaped, memory=memory, **names))
+    want = reference_ntk(reshaped, params, frozen, x1, x2, **names)
+    assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
+
+
 def test_embedding_of_indices_out_of_range():
     """They are clipped or give nothing, as the gather says, and so do their Jacobians."""
     rng = np.random.default_rng(0)
@@ -345,7 +373,8 @@ def test_coupled_examples(axes):
 def test_the_basis_numbers_diagonal_then_traced_then_kept_outputs():
     axes = OutputAxes((2, 3, 4), trace_axes=[0], diagonal_axes=[2])
     assert (axes.diagonal, axes.traced, axes.kept, axes.count) == (4, 2, 3, 24)
-    basis = np.asarray(axes.basis(jnp.float32)).reshape(4, 2, 3, 2, 3, 4)
+    basis = np.asarray(axes.basis(jnp.float32))
+    assert basis.shape == (4, 2, 3, 2, 3, 4)
     for d, c, k in np.ndindex(4, 2, 3):
         assert basis[d, c, k, c, k, d] == 1
         assert basis[d, c, k].sum() == 1

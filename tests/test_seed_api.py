@@ -14,7 +14,7 @@ from exporter import empirical_ntk_fn_tf, get_apply_fn_and_params
 from exporter.errors import ExportError
 from exporter.ntk.neural_tangents_bridge import import_neural_tangents
 
-IMPLEMENTATIONS = ("auto", "jacobian_contraction", "ntk_vector_products", "structured_derivatives")
+IMPLEMENTATIONS = ("auto", "layerwise", "jacobian_contraction", "ntk_vector_products", "structured_derivatives")
 
 
 def images(n, seed=0, shape=(8, 8, 3)):
@@ -278,8 +278,8 @@ def two_inputs_and_outputs(as_dict):
     return perturb(model)
 
 
-@pytest.mark.parametrize("as_dict", [True, False])
-def test_several_inputs_and_outputs(as_dict):
+@pytest.mark.parametrize(("as_dict", "implementation"), [(True, "layerwise"), (False, "structured_derivatives")])
+def test_several_inputs_and_outputs(as_dict, implementation):
     model = two_inputs_and_outputs(as_dict)
 
     def example(n, seed):
@@ -288,12 +288,31 @@ def test_several_inputs_and_outputs(as_dict):
 
     x1, x2 = example(3, 0), example(2, 5)
     _, params = get_apply_fn_and_params(model)
-    kernels = empirical_ntk_fn_tf(model, trace_axes=(), vmap_axes=0, implementation=3)(x1, x2, params)
+    kernels = empirical_ntk_fn_tf(model, trace_axes=(), vmap_axes=0, implementation=implementation)(x1, x2, params)
     tf.nest.assert_same_structure(kernels, model(x1))
     variables = [v.value for v in model.trainable_variables]
     for i, kernel in enumerate(tf.nest.flatten(kernels)):
         expected = tf_kernel(lambda x, i=i: tf.nest.flatten(model(x))[i], variables, x1, x2)
         np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trace_axes", "diagonal_axes", "vmap_axes"),
+    [((), (), 0), ((1,), (2,), 0), ((), (), None), ((), (0, -1), 0), ((-1, 0), (), None)],
+)
+def test_layerwise_has_the_axes_of_neural_tangents(trace_axes, diagonal_axes, vmap_axes):
+    x = keras.Input((3, 2))
+    model = perturb(keras.Model(x, keras.layers.Dense(4, activation="tanh")(x)))
+    x1, x2 = images(2, 0, (3, 2)), images(2, 1, (3, 2))
+    _, params = get_apply_fn_and_params(model)
+    axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes, vmap_axes=vmap_axes)
+    ours, theirs = (empirical_ntk_fn_tf(model, **axes, implementation=i)(x1, x2, params) for i in ("layerwise", 3))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_layerwise_with_another_batch_axis():
+    with pytest.raises(ValueError, match="Expected vmap_axes 0 or None for implementation='layerwise', received 1"):
+        empirical_ntk_fn_tf(ModuleWithShape(), vmap_axes=1, implementation="layerwise")
 
 
 def test_wrong_inputs():
@@ -400,7 +419,10 @@ def test_is_one_program_compiled_by_xla_and_has_gradients():
 
 
 def test_float64_stays_float64():
-    f = tf.function(lambda w, x: tf.sin(x @ w), input_signature=[tf.TensorSpec((3, 1), tf.float64), tf.TensorSpec((None, 3), tf.float64)])
+    f = tf.function(
+        lambda w, x: tf.sin(x @ w),
+        input_signature=[tf.TensorSpec((3, 1), tf.float64), tf.TensorSpec((None, 3), tf.float64)],
+    )
     w, x = np.full((3, 1), 0.5), np.full((3, 3), 1 / 3)
     kernel = empirical_ntk_fn_tf(f, implementation="structured_derivatives")(tf.constant(x), None, tf.constant(w))
     assert kernel.dtype == tf.float64

@@ -29,7 +29,7 @@ import scipy.linalg
 from exporter.ntk.measure import fastest, measure_implementations, shapes_key
 
 PyTree = Any
-Axes = int | Sequence[int]
+Axes = Sequence[int]
 NtkFn = Callable[..., PyTree]
 
 IMPLEMENTATIONS: Mapping[str, int] = types.MappingProxyType(
@@ -251,7 +251,7 @@ def empirical_ntk_fn(
     settings = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes, vmap_axes=vmap_axes)
     fns = implementations(f, **settings, _j_rules=_j_rules, _s_rules=_s_rules, _fwd=_fwd)
     if number == IMPLEMENTATIONS["auto"]:
-        return _fastest_ntk_fn(fns)
+        return fastest_ntk_fn(fns)
     return next(fns[name] for name in fns if IMPLEMENTATIONS[name] == number)
 
 
@@ -289,8 +289,13 @@ def _implementation_number(implementation: int | str) -> int:
     raise ValueError(f"Unknown implementation of the NTK: expected one of {expected}, received {implementation!r}.")
 
 
-def _fastest_ntk_fn(fns: Mapping[str, NtkFn]) -> NtkFn:
-    """An NTK function that measures `fns` for each new combination of shapes and dtypes, and calls the fastest."""
+def fastest_ntk_fn(fns: Mapping[str, NtkFn]) -> NtkFn:
+    """An NTK function that measures `fns` for each new combination of shapes and dtypes, and calls the fastest.
+
+    Args:
+        fns: name to `ntk_fn(x1, x2, params, **kwargs)`, in order of trust (see `measure_implementations`); with
+            symbolic shapes it is the first.
+    """
     chosen: dict[Any, str] = {None: next(iter(fns))}
 
     def with_kwargs_last(fn: NtkFn) -> NtkFn:

@@ -27,7 +27,7 @@ def _bucketize(node: Any, library: Library) -> OpFunction:
 
 @converts("DenseBincount")
 def _dense_bincount(node: Any, library: Library) -> OpFunction:
-    """How often each number below `size` occurs along the last axis, or the sum of its weights; or whether it occurs."""
+    """How often each number below `size` occurs along the last axis, its weights' sum, or whether it occurs."""
     binary = node.attr["binary_output"].b
     dtype = tf.as_dtype(node.attr["T"].type).as_numpy_dtype
 

@@ -42,8 +42,9 @@ class _Geometry:
     def letters(self, kernel: str) -> tuple[str, str, str]:
         """dimension_numbers for activations in the node's format and a kernel with its channel axes as in `kernel`."""
         spatial = "DHW"[-self.rank :]
-        activations = "".join(spatial[self.spatial.index(i)] if i in self.spatial else axis
-                              for i, axis in enumerate(self.data_format))
+        activations = "".join(
+            spatial[self.spatial.index(i)] if i in self.spatial else axis for i, axis in enumerate(self.data_format)
+        )
         return activations, spatial + kernel, activations
 
 

@@ -33,6 +33,12 @@ def _relu6(x: jax.Array) -> jax.Array:
     return jnp.where((x > 0) & (x < 6), x, jax.lax.stop_gradient(jnp.clip(x, 0, 6)))
 
 
+def _selu(x: jax.Array) -> jax.Array:
+    """Its gradient at 0 is the scale; jax.nn.selu's is alpha * scale."""
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    return scale * jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.where(x >= 0, 0, x)))
+
+
 @converts("LeakyRelu")
 def _leaky_relu(node: Any, library: Library) -> OpFunction:
     """Its gradient at 0 is alpha; jax.nn.leaky_relu's is 1."""
@@ -91,7 +97,7 @@ for _name, _function in {
     "Maximum": _maximum,
     "Minimum": _minimum,
     "Relu6": _relu6,
-    "Selu": jax.nn.selu,
+    "Selu": _selu,
     "Softsign": jax.nn.soft_sign,
     "DivNoNan": _div_no_nan,
     "MulNoNan": _mul_no_nan,

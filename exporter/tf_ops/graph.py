@@ -30,25 +30,21 @@ class Library(Mapping[str, "GraphFunction"]):
     JAX cannot differentiate those in reverse.
     """
 
-    def __init__(self, function_defs: Iterable[Any]):
+    def __init__(self, function_defs: Iterable[Any]):  # noqa: D107
         self._function_defs = {proto.signature.name: proto for proto in function_defs}
         self._functions: dict[str, GraphFunction] = {}
         self.dynamic_loops: set[str] = set()
 
-    def __getitem__(self, name: str) -> GraphFunction:
+    def __getitem__(self, name: str) -> GraphFunction:  # noqa: D105
         if name not in self._functions:
             self._functions[name] = GraphFunction(self._function_defs[name], self)
         return self._functions[name]
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:  # noqa: D105
         return iter(self._function_defs)
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # noqa: D105
         return len(self._function_defs)
-
-    def function_def(self, name: str) -> Any:
-        """The FunctionDef of a function."""
-        return self._function_defs[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +123,8 @@ class GraphFunction:
         for node in self.nodes:
             after = (self._protos.get(text[1:]) for text in node.input if text.startswith("^"))
             if node.op == "ReadVariableOp" and any(
-                write is not None and write.op.startswith("Assign") and write.input[0] == node.input[0] for write in after
+                write is not None and write.op.startswith("Assign") and write.input[0] == node.input[0]
+                for write in after
             ):
                 yield node
 
@@ -170,9 +167,10 @@ class GraphFunction:
         for constant, other in itertools.permutations(self._inputs(node), 2):
             maximum = self._producer(other)
             high = self._constant(constant)
-            if high is not None and maximum is not None and maximum.op == "Maximum":
-                if any(low is not None and np.all(high <= low) for low in map(self._constant, self._inputs(maximum))):
-                    return high
+            if high is None or maximum is None or maximum.op != "Maximum":
+                continue
+            if any(low is not None and np.all(high <= low) for low in map(self._constant, self._inputs(maximum))):
+                return high
         return None
 
     def _constant(self, edge: Edge) -> np.ndarray | None:

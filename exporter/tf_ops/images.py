@@ -12,7 +12,12 @@ import numpy as np
 from exporter.tf_ops.graph import Library
 from exporter.tf_ops.registry import OpFunction, converts
 
-_SCALE_AND_TRANSLATE_METHODS = {"triangle": "linear", "keyscubic": "cubic", "lanczos3": "lanczos3", "lanczos5": "lanczos5"}
+_SCALE_AND_TRANSLATE_METHODS = {
+    "triangle": "linear",
+    "keyscubic": "cubic",
+    "lanczos3": "lanczos3",
+    "lanczos5": "lanczos5",
+}
 
 
 def _resample(images: Any, sizes: Any, matrix: Callable[[int, int], np.ndarray]) -> jax.Array:

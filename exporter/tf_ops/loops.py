@@ -100,9 +100,9 @@ def _count_trips(
     cond_jaxpr: core.ClosedJaxpr, step_jaxpr: core.ClosedJaxpr, initial: Sequence[np.ndarray | None]
 ) -> int | None:
     """The number of iterations; None if it depends on a value that is not known (None in `initial`, or a tracer)."""
-    needed = _used(cond_jaxpr, [True])[1]
+    needed = _used(cond_jaxpr, [True], [False] * len(initial))[1]
     while True:
-        more = [a or b for a, b in zip(needed, _used(step_jaxpr, needed)[1], strict=True)]
+        more = _used(step_jaxpr, needed, needed)[1]
         if more == needed:
             break
         needed = more
@@ -111,7 +111,7 @@ def _count_trips(
     if cond is None or step is None or any(value is None for value in known):
         return None
 
-    def count(values: Sequence[Any]) -> jax.Array:
+    def count(values: Sequence[Any]) -> Any:
         counted = jax.lax.while_loop(
             lambda state: cond(*state[1])[0], lambda state: (state[0] + 1, step(*state[1])), (0, values)
         )
@@ -122,19 +122,15 @@ def _count_trips(
 
 
 def _used(
-    closed: core.ClosedJaxpr, outputs: Sequence[bool], inputs: Sequence[bool] | bool = False
+    closed: core.ClosedJaxpr, outputs: Sequence[bool], inputs: Sequence[bool]
 ) -> tuple[Callable[..., list[Any]] | None, list[bool]]:
     """The part of a jaxpr that computes some of its outputs, and which inputs it uses (at least those in `inputs`).
 
     The part is None if it uses a constant that is itself being traced.
     """
-    n = len(closed.consts)
-    jaxpr = partial_eval.convert_constvars_jaxpr(closed.jaxpr)
-    keep = [False] * (len(jaxpr.invars) - n) if inputs is False else list(inputs)
-    sliced, used = partial_eval.dce_jaxpr(jaxpr, list(outputs), instantiate=[False] * n + keep)
-    consts = [const for const, is_used in zip(closed.consts, used[:n], strict=True) if is_used]
+    keep = [False] * len(closed.consts) + list(inputs)
+    sliced, used_consts, used_inputs = partial_eval.dce_jaxpr_consts(closed.jaxpr, list(outputs), instantiate=keep)
+    consts = [const for const, is_used in zip(closed.consts, used_consts, strict=True) if is_used]
     if any(isinstance(const, jax.core.Tracer) for const in consts):
-        return None, list(used[n:])
-    run = core.jaxpr_as_fun(core.ClosedJaxpr(sliced, ()))
-    return lambda *args: run(*consts, *args), list(used[n:])
-
+        return None, list(used_inputs)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(sliced, consts)), list(used_inputs)

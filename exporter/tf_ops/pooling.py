@@ -48,7 +48,7 @@ def _counts(
         if width == stride == 1:
             counts = counts[..., None]
             continue
-        (before, after), = jax.lax.padtype_to_pads([size], [width], [stride], padding)
+        ((before, after),) = jax.lax.padtype_to_pads([size], [width], [stride], padding)
         starts = np.arange(0, size + before + after - width + 1, stride) - before
         counts = counts[..., None] * (np.minimum(starts + width, size) - np.maximum(starts, 0))
     return counts

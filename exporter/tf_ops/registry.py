@@ -14,8 +14,21 @@ if TYPE_CHECKING:
 OpFunction = Callable[..., Any]
 Converter = Callable[[Any, "Library"], OpFunction]
 
-_RANDOM_PREFIXES = ("Random", "StatelessRandom", "StatelessTruncatedNormal", "StatelessMultinomial", "StatefulRandom", "StatefulStandardNormal", "StatefulUniform", "StatefulTruncatedNormal", "Multinomial",
-                    "TruncatedNormal", "ParameterizedTruncatedNormal", "StatelessParameterized", "RngReadAndSkip")  # fmt: skip
+_RANDOM_PREFIXES = (
+    "Multinomial",
+    "ParameterizedTruncatedNormal",
+    "Random",
+    "RngReadAndSkip",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+    "StatelessMultinomial",
+    "StatelessParameterized",
+    "StatelessRandom",
+    "StatelessTruncatedNormal",
+    "TruncatedNormal",
+)
 
 _CONVERTERS: dict[str, Converter] = {}
 

@@ -149,8 +149,8 @@ class _Walk:
             jaxpr, consts = (sub.jaxpr, sub.consts) if isinstance(sub, ClosedJaxpr) else (sub, ())
             return self.run(jaxpr, consts, inputs, place)
         if params and has_data:
-            tags = self._scan_tags(eqn, inputs, place) if eqn.primitive.name == "scan" else None
-            return self._sites(eqn, inputs) if tags is None else self._scan(eqn, inputs, tags, place)
+            scanned = self._scan(eqn, inputs, place) if eqn.primitive.name == "scan" else None
+            return self._sites(eqn, inputs) if scanned is None else scanned
         tag: Tag = Sort.DATA if has_data else Sort.CONSTANT
         values = self._bind(eqn, [value for value, _ in inputs], tag)
         if not params:
@@ -169,82 +169,56 @@ class _Walk:
         at = [k for k, (_, tag) in enumerate(inputs) if isinstance(tag, Param)]
         rule = rules.find(eqn, at)
         values = [value for value, _ in inputs]
-        if rule is not rules.GENERIC:
-            (k,) = at
-            self._site(rule, eqn, k, inputs[k])
-            self.saved.append(values[1 - k] if rule.needs_data else None)
-            (output,) = self._bind(eqn, values, Sort.DATA)
-            return [(self._perturb(output), Sort.DATA)]
-        for k in at:
-            self._site(rule, eqn, k, inputs[k])
-            self.saved.append(None)
-            values[k] = self._perturb(values[k])
-        return [(value, Sort.DATA) for value in self._bind(eqn, values, Sort.DATA)]
+        if rule is rules.GENERIC:
+            for k in at:
+                values[k] = self._site(rule, eqn, k, inputs[k])
+            return [(value, Sort.DATA) for value in self._bind(eqn, values, Sort.DATA)]
+        (k,) = at
+        (output,) = self._bind(eqn, values, Sort.DATA)
+        return [(self._site(rule, eqn, k, inputs[k], values[1 - k], output), Sort.DATA)]
 
-    def _perturb(self, value: Any) -> Any:
-        return value if self._zeros is None else value + next(self._zeros)
-
-    def _site(self, rule: rules.Rule, eqn: JaxprEqn, operand: int, tagged: Tagged) -> None:
-        aval, (output,) = eqn.invars[operand].aval, [v.aval for v in eqn.outvars][:1]
+    def _site(
+        self, rule: rules.Rule, eqn: JaxprEqn, operand: int, tagged: Tagged, data: Any = None, output: Any = None
+    ) -> Any:
+        """Records a site; returns its output, or for the generic rule its parameter, with a zero added."""
+        aval = eqn.invars[operand].aval
         value, param = tagged
         assert isinstance(param, Param)
+        perturbed, zeroed = (value, aval) if rule is rules.GENERIC else (output, eqn.outvars[0].aval)
         shape, axes = tuple(aval.shape), tuple(range(aval.ndim))
         if rule.elementwise and param.base is not None:
             value, param, axes = param.base
-            shape = value.shape if value is not None else ()
-        perturbed = aval if rule is rules.GENERIC else output
+            shape = jax.numpy.shape(value)
         self.operands.append(value)
-        self.sites.append(Site(rule, eqn, operand, param, shape, axes, perturbed.dtype, tuple(perturbed.shape)))
+        self.saved.append(data if rule.needs_data else None)
+        self.sites.append(Site(rule, eqn, operand, param, shape, axes, zeroed.dtype, tuple(zeroed.shape)))
+        return perturbed if self._zeros is None else perturbed + next(self._zeros)
 
-    def _scan_tags(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tag] | None:
-        """The tags of a scan's body's inputs; None if its carry or results are made of parameters only.
+    def _scan(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tagged] | None:
+        """A scan with the sites of its body perturbed at every step; None if its results are made of parameters only.
 
-        Parameters among the initial carry and the scanned inputs are data of the body: they are perturbed themselves.
+        Parameters among the initial carry and the scanned inputs are perturbed themselves: to the body they are data.
         """
-        body, consts, carries = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
-        tags: list[Tag] = [tag for _, tag in inputs]
-        tags[consts:] = [Sort.DATA if isinstance(tag, Param) else tag for tag in tags[consts:]]
-        while True:
-            walk = _Walk(None)
-            outs: list[Tag] = []
-
-            def abstract(
-                args: list[Any], walk: _Walk = walk, outs: list[Tag] = outs, tags: tuple[Tag, ...] = tuple(tags)
-            ) -> None:
-                tagged = walk.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
-                outs.extend(tag for _, tag in tagged)
-
-            jax.eval_shape(abstract, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars])
-            if any(isinstance(tag, Param) for tag in outs):
-                return None
-            grown = [k for k in range(carries) if outs[k] is Sort.DATA and tags[consts + k] is not Sort.DATA]
-            if not grown:
-                return tags
-            for k in grown:
-                tags[consts + k] = Sort.DATA
-
-    def _scan(self, eqn: JaxprEqn, inputs: list[Tagged], tags: list[Tag], place: tuple[int, ...]) -> list[Tagged]:
         p, body = eqn.params, eqn.params["jaxpr"]
         n_consts, n_carry = p["num_consts"], p["num_carry"]
+        tags: list[Tag] = [tag for _, tag in inputs[:n_consts]] + [Sort.DATA] * (len(inputs) - n_consts)
+
+        def run_body(walk: _Walk, args: Sequence[Any]) -> list[Tagged]:
+            return walk.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
+
+        inner, outs = _Walk(None, params_only=self._params_only), []
+        consts = [value for value, _ in inputs[:n_consts]]
+        if self._params_only:
+            outs = run_body(inner, [*consts, *[None] * (len(inputs) - n_consts)])
+        else:
+            specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
+            jax.eval_shape(lambda args: outs.extend(run_body(inner, args)), specs)
+        if any(isinstance(tag, Param) for _, tag in outs):
+            return None
         values = [value for value, _ in inputs]
         for k in range(n_consts, len(inputs)):
             if isinstance(inputs[k][1], Param):
-                self._site(rules.GENERIC, eqn, k, inputs[k])
-                self.saved.append(None)
-                values[k] = self._perturb(values[k])
-        consts, init, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
-        inner = _Walk(None, params_only=self._params_only)
-        specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
-        out_tags: list[Tag] = []
-
-        def find(args: Sequence[Any]) -> None:
-            tagged = inner.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
-            out_tags.extend(tag for _, tag in tagged)
-
-        if self._params_only:
-            find([*consts, *[None] * (len(specs) - n_consts)])
-        else:
-            jax.eval_shape(find, specs)
+                values[k] = self._site(rules.GENERIC, eqn, k, inputs[k])
         self.sites += [dataclasses.replace(site, steps=(p["length"], *site.steps)) for site in inner.sites]
         self.operands += inner.operands
         if self._params_only:
@@ -254,10 +228,10 @@ class _Walk:
         def step(carry: list[Any], slices: tuple[list[Any], Any]) -> tuple[list[Any], tuple[list[Any], list[Any]]]:
             x, eps = slices
             walk = _Walk(None if eps is None else iter(eps))
-            args = list(zip([*consts, *carry, *x], tags, strict=True))
-            outs = [value for value, _ in walk.run(body.jaxpr, body.consts, args, (*place, -1))]
-            return outs[:n_carry], (outs[n_carry:], walk.saved)
+            results = [value for value, _ in run_body(walk, [*consts, *carry, *x])]
+            return results[:n_carry], (results[n_carry:], walk.saved)
 
+        init, xs = values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
         carry, (ys, saved) = lax.scan(step, init, (xs, zeros), p["length"], reverse=p["reverse"], unroll=p["unroll"])
         self.saved += saved
         return [(value, Sort.DATA) for value in (*carry, *ys)]

@@ -50,30 +50,25 @@ class Shape:
         return build + product + BYTE_IN_FLOPS * 4 * (n1 + n2) * outputs.count * size
 
 
-def explicit(g1: Array, g2: Array, left: OutputAxes, right: OutputAxes) -> Array:
-    """(n1, R1, P), (n2, R2, P) to (n1, n2, D, K1, K2)."""
-    return jnp.einsum("ndckp,mdclp->nmdkl", _split(g1, left), _split(g2, right))
+def explicit(g1: Array, g2: Array) -> Array:
+    """(n1, D, C, K1, P), (n2, D, C, K2, P) to (n1, n2, D, K1, K2)."""
+    return jnp.einsum("ndckp,mdclp->nmdkl", g1, g2)
 
 
-def gram(a1: Array, d1: Array, a2: Array, d2: Array, left: OutputAxes, right: OutputAxes) -> Array:
-    """(n, B, T, I) and (n, R, B, T, J) on both sides to (n1, n2, D, K1, K2)."""
-    return _sum_positions(jnp.einsum("nbti,mbui->nmbtu", a1, a2), d1, d2, left, right)
+def gram(a1: Array, d1: Array, a2: Array, d2: Array) -> Array:
+    """(n, B, T, I) and (n, D, C, K, B, T, J) on both sides to (n1, n2, D, K1, K2)."""
+    return _sum_positions(jnp.einsum("nbti,mbui->nmbtu", a1, a2), d1, d2)
 
 
-def index_gram(index1: Array, d1: Array, index2: Array, d2: Array, left: OutputAxes, right: OutputAxes) -> Array:
-    """Indices (n, T), below 0 for none, and (n, R, T, J) on both sides to (n1, n2, D, K1, K2)."""
+def index_gram(index1: Array, d1: Array, index2: Array, d2: Array) -> Array:
+    """Indices (n, T), below 0 for none, and (n, D, C, K, T, J) on both sides to (n1, n2, D, K1, K2)."""
     same = (index1[:, None, :, None] == index2[None, :, None, :]) & (index1 >= 0)[:, None, :, None]
-    return _sum_positions(same[:, :, None].astype(d1.dtype), d1[:, :, None], d2[:, :, None], left, right)
+    return _sum_positions(same[:, :, None].astype(d1.dtype), d1[..., None, :, :], d2[..., None, :, :])
 
 
 FORMS = {"explicit": explicit, "gram": gram, "index": index_gram}
 
 
-def _sum_positions(aa: Array, d1: Array, d2: Array, left: OutputAxes, right: OutputAxes) -> Array:
-    dd = jnp.einsum("ndckbtj,mdclbuj->nmdklbtu", _split(d1, left), _split(d2, right))
+def _sum_positions(aa: Array, d1: Array, d2: Array) -> Array:
+    dd = jnp.einsum("ndckbtj,mdclbuj->nmdklbtu", d1, d2)
     return jnp.einsum("nmbtu,nmdklbtu->nmdkl", aa, dd)
-
-
-def _split(x: Array, outputs: OutputAxes) -> Array:
-    """(n, R, ...) to (n, D, C, K, ...)."""
-    return x.reshape(x.shape[0], outputs.diagonal, outputs.traced, outputs.kept, *x.shape[2:])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from exporter.ntk.layerwise import contract, rules
 from exporter.ntk.layerwise.analysis import Site, Sort, Trace
@@ -22,11 +25,17 @@ Features = tuple[Array, ...]
 
 
 def layerwise_kernel_fn(
-    apply_fn: ApplyFn, *, trace_axes: Sequence[int], diagonal_axes: Sequence[int], coupled: bool = False
+    apply_fn: ApplyFn,
+    *,
+    trace_axes: Sequence[int],
+    diagonal_axes: Sequence[int],
+    coupled: bool = False,
+    memory: int = 1 << 30,
 ) -> Callable[..., Array]:
     """kernel(trainable, frozen, x1, x2) = J(x1) J(x2)ᵀ as `exporter.ntk.kernel.kernel_fn` describes it.
 
-    With x2 None it is the kernel of x1 with itself, whose features are computed once.
+    With x2 None it is the kernel of x1 with itself, whose features are computed once. If the derivatives of all outputs
+    would take more than `memory` bytes, they are made for some outputs at a time, with a forward pass for each such part.
     """
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
@@ -36,12 +45,22 @@ def layerwise_kernel_fn(
         make = functools.partial(ExampleFeatures, counts=counts, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
         left = make(apply_fn, trainable, frozen, x1)
         right = make(apply_fn, trainable, frozen, x2) if coupled and x2 is not None else left
-        features1 = left.compute(trainable, frozen, x1)
-        features2 = features1 if x2 is None else right.compute(trainable, frozen, x2)
-        total: Array = 0.0
-        for component, parts1, parts2 in zip(left.components, features1, features2, strict=True):
-            for part1, part2 in zip(parts1, parts2, strict=True):
-                total = total + contract.FORMS[component.form](*part1, *part2, left.axes, right.axes)
+
+        def of_outputs(basis1: Array, basis2: Array) -> Array:
+            """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
+            features1 = left.compute(trainable, frozen, x1, basis1)
+            features2 = features1 if x2 is None else right.compute(trainable, frozen, x2, basis2)
+            total: Array = 0.0
+            for component, parts1, parts2 in zip(left.components, features1, features2, strict=True):
+                for part1, part2 in zip(parts1, parts2, strict=True):
+                    total = total + contract.FORMS[component.form](*part1, *part2)
+            return total
+
+        bases = left.axes.basis(left.dtype), right.axes.basis(right.dtype)
+        if counts is None:
+            total = of_outputs(*bases)
+        else:
+            total = _in_chunks(of_outputs, bases, left.outputs_at_once(sum(counts), memory))
         total = left.axes.arrange(total, right.axes)
         return total[0, 0] if coupled else total
 
@@ -72,6 +91,7 @@ class ExampleFeatures:
 
     Attributes:
       axes: of an example's output.
+      dtype: of that.
       sites: where parameters meet data.
       shapes: of each site's factors, None where its rule has none.
       components: the sites, grouped.
@@ -107,7 +127,7 @@ class ExampleFeatures:
         closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
         self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2])
-        self._output = output
+        self._shape, self.dtype = output.shape, output.dtype
         batch_axes = 0 if self._coupled else 1
         self.axes = OutputAxes(
             output.shape[batch_axes:],
@@ -118,11 +138,21 @@ class ExampleFeatures:
         self.shapes = [_factor_shape(site) for site in self.sites]
         self.components = tuple(self._components(counts))
 
-    def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> list[list[Features]]:
-        """For each component its features, one for each variable if it is pulled back."""
+    def outputs_at_once(self, examples: int, memory: int) -> int:
+        """How many outputs' derivatives at all sites, of so many examples, fit into so many bytes; 1 at least."""
+        numbers = sum(math.prod(site.steps + site.perturbed) for site in self.sites)
+        numbers += sum(math.prod(self.sites[g[0]].shape) for c in self.components if c.form == "explicit" for g in c.groups)
+        return max(1, memory // (examples * numbers * np.dtype(self.dtype).itemsize))
+
+    def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], basis: Array) -> list[list[Features]]:
+        """For each component its features, one for each variable if it is pulled back.
+
+        `basis` holds the cotangents (D, C, K, *S) of the outputs that they are of (see `OutputAxes`).
+        """
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
         pull_backs = [self._pull_back(c, variables) if c.pulled_back else None for c in self.components]
-        basis = self.axes.basis(self._output.dtype).reshape(-1, *self._output.shape)
+        outputs = basis.shape[:3]
+        basis = basis.reshape(-1, *self._shape)
 
         def one(example: tuple[Array, ...]) -> list[list[Features]]:
             zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
@@ -134,7 +164,7 @@ class ExampleFeatures:
             _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
             derivatives = jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
             return [
-                self._features(component, pull_back, saved, derivatives)
+                [_split(f, outputs) for f in self._features(component, pull_back, saved, derivatives)]
                 for component, pull_back in zip(self.components, pull_backs, strict=True)
             ]
 
@@ -199,6 +229,39 @@ class ExampleFeatures:
         if joined.gram_cost(*counts, self.axes, index=index) < joined.explicit_cost(*counts, self.axes):
             return "index" if index else "gram"
         return "explicit"
+
+
+def _split(features: Features, outputs: tuple[int, ...]) -> Features:
+    """Splits the axis R of G or D, the last of the arrays, into (D, C, K)."""
+    *rest, d = features
+    return (*rest, d.reshape(*outputs, *d.shape[1:]))
+
+
+def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_once: int) -> Array:
+    """fn of two bases (D, C, K, *S): (n1, n2, D, K, K), with not many more than so many outputs at once.
+
+    Diagonal outputs are done some at a time, or else traced ones summed some at a time. Kept ones need each other.
+    """
+    d, c, k = bases[0].shape[:3]
+    if d * c * k <= outputs_at_once:
+        return fn(*bases)
+    axis, others = (0, c * k) if d > 1 else (1, k)
+    size = max(1, outputs_at_once // others)
+    chunks = [_chunks(basis, axis, size) for basis in bases]
+    if axis == 1:
+        specs = jax.eval_shape(fn, *(b[0] for b in chunks))
+        total, _ = lax.scan(lambda total, parts: (total + fn(*parts), None), jnp.zeros(specs.shape, specs.dtype), chunks)
+        return total
+    parts = jnp.moveaxis(lax.map(lambda parts: fn(*parts), chunks), 0, 2)  # (n1, n2, chunks, size, K, K)
+    return parts.reshape(*parts.shape[:2], -1, *parts.shape[4:])[:, :, :d]
+
+
+def _chunks(basis: Array, axis: int, size: int) -> Array:
+    """The basis cut along an axis, with zeros, which add nothing, to fill up the last chunk: (chunks, ...)."""
+    count = -(-basis.shape[axis] // size)
+    padding = [(0, count * size - basis.shape[axis] if k == axis else 0) for k in range(basis.ndim)]
+    basis = jnp.pad(basis, padding)
+    return jnp.moveaxis(basis.reshape(*basis.shape[:axis], count, size, *basis.shape[axis + 1 :]), axis, 0)
 
 
 def _factor_shape(site: Site) -> Shape | None:

@@ -34,11 +34,11 @@ class OutputAxes:
         return self.diagonal * self.traced * self.kept
 
     def basis(self, dtype: Any) -> Array:
-        """One cotangent for each output, in the order of r: (R, *shape)."""
+        """One cotangent for each output: (D, C, K, *shape)."""
         rank = len(self._shape)
         basis = jnp.eye(self.count, dtype=dtype).reshape(*self._shape, *self._shape)
         basis = jnp.transpose(basis, [*self._order, *range(rank, 2 * rank)])
-        return basis.reshape(self.count, *self._shape)
+        return basis.reshape(self.diagonal, self.traced, self.kept, *self._shape)
 
     def arrange(self, kernel: Array, right: OutputAxes) -> Array:
         """The kernel (n1, n2, D, K1, K2) of this output with another in neural_tangents' order, its trace averaged.

@@ -166,8 +166,8 @@ DENSE = Rule("dense", _explicit_from_factors, factors=_dense_factors, assemble=_
 
 def _conv_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
     dn, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
-    a = convolution.patches(site.eqn, data)[0]  # (*positions, kernel, channels)
-    *positions, taps, channels = a.shape
+    a = convolution.patches(site.eqn, data)
+    *positions, taps, channels = a.shape  # a batch axis (dilation by space-to-batch makes it longer than 1) is one more
     a = a.reshape(math.prod(positions), taps, groups, channels // groups)
     a = jnp.transpose(a, (2, 0, 1, 3)).reshape(groups, math.prod(positions), -1)
     d = jnp.transpose(d, [0, *(1 + axis for axis in (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1]))])

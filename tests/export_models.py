@@ -1,0 +1,118 @@
+"""Models that are exported once for all tests, each with a configuration of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import models
+import numpy as np
+import tensorflow as tf
+
+from exporter.config import ExportConfig, NtkConfig
+from exporter.export import ExportResult, export_savedmodel
+from exporter.ntk.reference import reference_ntk
+from exporter.plan import Plan, make_plan
+
+L = keras.layers
+
+
+def tokens() -> keras.Model:
+    """Integers to an embedding and attention."""
+    x = keras.Input((6,), dtype="int32", name="tokens")
+    y = L.Embedding(models.VOCABULARY, 4)(x)
+    y = L.LayerNormalization()(y + L.MultiHeadAttention(2, 3)(y, y))
+    model = keras.Model(x, L.Dense(3)(L.GlobalAveragePooling1D()(y)))
+    models.randomize(model.variables)
+    return model
+
+
+class BatchMean(L.Layer):
+    """Takes off the mean over the batch, which couples the examples."""
+
+    def call(self, x: Any) -> Any:
+        """x of shape (n, ...)."""
+        return x - tf.reduce_mean(x, axis=0)
+
+
+def coupled() -> keras.Model:
+    """A model whose examples influence each other."""
+    model = keras.Sequential([keras.Input((4,)), L.Dense(5, activation="tanh"), BatchMean(), L.Dense(2)])
+    models.randomize(model.variables)
+    return model
+
+
+def zoo(model_id: str) -> Callable[[], Any]:
+    """A model of the zoo."""
+    return models.by_id(model_id).build
+
+
+STRUCTURED = {"implementation": "structured_derivatives"}
+SOME = ("ntk", "ntk_symmetric", "forward")
+EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
+    "cnn": (zoo("residual"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu", "cuda", "tpu"))),
+    "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=SOME)),
+    "two_inputs": (zoo("list_inputs"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu",))),
+    "lstm": (zoo("lstm"), NtkConfig(**STRUCTURED), ExportConfig(signatures=SOME)),
+    "module": (zoo("tf_module"), NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk_diagonal", "ntk_symmetric"))),
+    "coupled": (coupled, NtkConfig(vmap_axes=None), ExportConfig(platforms=("cpu",))),
+    "all_axes": (zoo("spatial_output"), NtkConfig(trace_axes=(), diagonal_axes=(1,), **STRUCTURED), ExportConfig()),
+    "float64": (zoo("batch_norm"), NtkConfig(precision="float64", **STRUCTURED), ExportConfig(verify={"rtol": 1e-12})),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An export, and what it was made of."""
+
+    name: str
+    result: ExportResult
+    model: Any
+    plan: Plan
+
+    @property
+    def path(self) -> Path:
+        """The version's directory."""
+        return self.result.path
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """As a user loads it; shared by the tests, which leave its variables as they are."""
+        return tf.saved_model.load(str(self.path))
+
+    @property
+    def rtol(self) -> float:
+        """How close to the float64 reference it must be, relative to the largest entry."""
+        return 1e-12 if self.plan.ntk.precision == "float64" else 1e-5
+
+    def inputs(self, n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+        """n random examples."""
+        return models.random_inputs(self.plan.served.inputs, n, seed)
+
+    def argument(self, x: tuple[np.ndarray, ...]) -> Any:
+        """Examples as the methods take them."""
+        return x[0] if len(x) == 1 else list(x)
+
+    def reference(self, x1: Any, x2: Any = None, *, params: Any = None, frozen: Any = None) -> np.ndarray:
+        """The kernel in float64."""
+        model = self.plan.model
+        params, frozen = ({**old, **(new or {})} for old, new in ((model.trainable, params), (model.frozen, frozen)))
+        return reference_ntk(model.apply_fn, params, frozen, x1, x2, coupled=self.plan.coupled, **self.plan.axes)
+
+    def assert_close(self, value: Any, expected: np.ndarray) -> None:
+        """Equal shapes, and a difference of at most `rtol` of the largest expected entry."""
+        value = np.asarray(value)
+        assert value.shape == expected.shape
+        if value.size:
+            np.testing.assert_array_less(np.max(np.abs(value - expected)) / np.max(np.abs(expected)), self.rtol)
+
+
+def export(name: str, base_dir: Path) -> Exported:
+    """Exports one of EXPORTS."""
+    build, ntk, config = EXPORTS[name]
+    model = build()
+    return Exported(name, export_savedmodel(model, base_dir, ntk, config), model, make_plan(model, ntk, config))

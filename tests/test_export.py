@@ -1,0 +1,394 @@
+"""From a model to a verified SavedModel and back: each kind of model once, as users load and call it."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import export_models
+import jax
+import models
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import exporter
+from exporter.config import SIGNATURES, ExportConfig, NtkConfig
+from exporter.errors import ExportError
+from exporter.export import explain, export_savedmodel
+from exporter.ntk.reference import reference_ntk
+from exporter.plan import make_plan
+from exporter.versions import stage_version
+
+each_export = pytest.mark.parametrize("name", export_models.EXPORTS)
+
+
+def exports_with(signature):
+    names = [name for name, (_, _, export) in export_models.EXPORTS.items() if signature in export.signatures]
+    return pytest.mark.parametrize("name", names)
+
+
+# Every model of the zoo: the function that is lowered. What lowering and serving add is the same for all of them.
+
+
+@pytest.mark.parametrize("entry", models.ZOO, ids=lambda entry: entry.id)
+def test_structured_derivatives_are_within_1e_5_of_the_float64_reference(entry):
+    plan = make_plan(entry.build(), NtkConfig(output=entry.options.get("output")), ExportConfig())
+    model = plan.model
+    x1, x2 = models.random_inputs(model.inputs, 3, seed=2), models.random_inputs(model.inputs, 2, seed=3)
+    kernel = jax.jit(plan.kernel("structured_derivatives"))(model.trainable, model.frozen, x1, x2)
+    expected = reference_ntk(model.apply_fn, model.trainable, model.frozen, x1, x2, **plan.axes)
+    assert kernel.shape == expected.shape
+    assert kernel.dtype == np.float32
+    assert np.max(np.abs(kernel - expected)) <= 1e-5 * np.max(np.abs(expected))
+
+
+# Values
+
+
+@exports_with("forward")
+def test_forward_is_the_model(exported, name):
+    one = exported(name)
+    x = one.inputs(5)
+    output = one.loaded.forward(one.argument(x))
+    np.testing.assert_allclose(output, one.model(one.argument(x)), rtol=1e-5, atol=1e-6)
+
+
+@exports_with("ntk")
+def test_ntk_of_any_numbers_of_examples(exported, name):
+    """Also more than a block, whose size does not divide it, and none."""
+    one = exported(name)
+    x1, x2 = one.inputs(19), one.inputs(7, seed=1)
+    if not one.plan.coupled:
+        full = one.reference(x1, x2)
+    for n1, n2 in [(19, 7), (1, 1), (16, 1), (17, 7), (3, 5), (0, 3), (2, 0), (0, 0)]:
+        part1, part2 = tuple(a[:n1] for a in x1), tuple(a[:n2] for a in x2)
+        result = one.loaded.ntk(one.argument(part1), one.argument(part2))
+        if one.plan.coupled:
+            expected = one.reference(part1, part2) if n1 and n2 else np.zeros((n1, n2))
+        else:
+            expected = full[:n1, :n2]
+        one.assert_close(result, expected)
+
+
+@exports_with("ntk_symmetric")
+def test_ntk_symmetric(exported, name):
+    one = exported(name)
+    for n in (18, 4, 0) if not one.plan.coupled else (4, 0):
+        x = one.inputs(n)
+        result = one.loaded.ntk_symmetric(one.argument(x))
+        if n:
+            one.assert_close(result, one.reference(x))
+            swapped = np.transpose(result, one.plan.swap)
+            np.testing.assert_allclose(result, swapped, rtol=0, atol=one.rtol * np.max(np.abs(result)))
+        else:
+            assert result.shape == tuple(0 if size is None else size for size in one.plan.kernel_shape)
+
+
+@exports_with("ntk_diagonal")
+def test_ntk_diagonal(exported, name):
+    one = exported(name)
+    x = one.inputs(5 if one.plan.coupled else 18)
+    one.assert_close(one.loaded.ntk_diagonal(one.argument(x)), np.einsum("nn...->n...", one.reference(x)))
+    empty = one.loaded.ntk_diagonal(one.argument(one.inputs(0)))
+    assert empty.shape == (0, *one.plan.kernel_shape[2:])
+
+
+@exports_with("ntk_with_params")
+def test_ntk_with_params(exported, name):
+    one = exported(name)
+    x1, x2 = one.inputs(4), one.inputs(3, seed=1)
+    params = {path: (value * 1.5 + 0.1).astype(value.dtype) for path, value in one.plan.served.trainable.items()}
+    result = one.loaded.ntk_with_params(one.argument(x1), one.argument(x2), params)
+    one.assert_close(result, one.reference(x1, x2, params=params))
+    own = one.loaded.ntk_with_params(one.argument(x1), one.argument(x2), dict(one.loaded.params))
+    one.assert_close(own, one.reference(x1, x2))
+
+
+@each_export
+def test_signatures_and_methods_agree(exported, name):
+    one = exported(name)
+    inputs = one.plan.served.inputs
+    for signature in set(one.plan.export.signatures) - {"ntk_with_params"}:
+        fn = one.loaded.signatures[signature]
+        sides = ["x1", "x2"] if signature == "ntk" else ["x"]
+        values = {side: one.inputs(3 + k, seed=k) for k, side in enumerate(sides)}
+        keys = [side if len(inputs) == 1 else f"{side}_{spec.name}" for side in sides for spec in inputs]
+        tensors = [tf.constant(a) for side in sides for a in values[side]]
+        (result,) = fn(**dict(zip(keys, tensors, strict=True))).values()
+        expected = getattr(one.loaded, signature)(*(one.argument(values[side]) for side in sides))
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_serving_default(exported):
+    x = exported("cnn").inputs(2)[0]
+    signatures = exported("cnn").loaded.signatures
+    assert list(signatures) == ["serving_default", *SIGNATURES]
+    default = signatures["serving_default"](x1=tf.constant(x), x2=tf.constant(x))
+    np.testing.assert_array_equal(default["ntk"], signatures["ntk"](x1=tf.constant(x), x2=tf.constant(x))["ntk"])
+    few = exported("module")
+    assert set(few.loaded.signatures) == {"serving_default", "ntk_diagonal", "ntk_symmetric"}
+    x = tf.constant(few.inputs(3)[0])
+    np.testing.assert_array_equal(few.loaded.signatures["serving_default"](x=x)["ntk"], few.loaded.ntk_diagonal(x))
+    assert not hasattr(few.loaded, "ntk")
+    assert not hasattr(few.loaded, "forward")
+
+
+def test_examples_that_are_not_finite_do_not_reach_others(exported):
+    one = exported("cnn")
+    (x,) = one.inputs(5)
+    x[1, 0, 0, 0], x[3, 2, 1, 2] = np.nan, np.inf
+    finite = [0, 2, 4]
+    expected = one.reference((x[finite],))
+    one.assert_close(one.loaded.ntk(x, x).numpy()[np.ix_(finite, finite)], expected)
+    one.assert_close(one.loaded.ntk_symmetric(x).numpy()[np.ix_(finite, finite)], expected)
+    one.assert_close(one.loaded.ntk_diagonal(x).numpy()[finite], np.diag(expected))
+    np.testing.assert_allclose(one.loaded.forward(x).numpy()[finite], one.model(x[finite]), rtol=1e-5, atol=1e-6)
+    assert np.all(np.isnan(one.loaded.ntk(x, x).numpy()[1]))
+
+
+def test_results_do_not_depend_on_the_other_examples_of_a_request(exported):
+    one = exported("cnn")
+    (x,) = one.inputs(17)
+    full = one.loaded.ntk(x, x).numpy()
+    for n in (1, 5, 16):
+        np.testing.assert_array_equal(one.loaded.ntk(x[:n], x[n - 1 :]), full[:n, n - 1 :])
+
+
+def test_assigned_params_and_frozen_change_the_kernel(exported):
+    one = exported("cnn")
+    model = tf.saved_model.load(str(one.path))  # its own, as it is changed
+    x1, x2 = one.inputs(3), one.inputs(2, seed=1)
+    assert set(model.params) == set(one.plan.model.trainable)
+    assert set(model.frozen) == set(one.plan.model.frozen)
+    for path, value in {**one.plan.model.trainable, **one.plan.model.frozen}.items():
+        np.testing.assert_array_equal((model.params if path in model.params else model.frozen)[path], value)
+    (kernel,) = (path for path in model.params if path.endswith("conv2d/kernel"))
+    (variance,) = (path for path in model.frozen if path.endswith("moving_variance"))
+    params, frozen = {kernel: 2 * one.plan.model.trainable[kernel]}, {variance: 3 * one.plan.model.frozen[variance]}
+    model.params[kernel].assign(params[kernel])
+    one.assert_close(model.ntk(x1[0], x2[0]), one.reference(x1, x2, params=params))
+    model.frozen[variance].assign(frozen[variance])
+    expected = one.reference(x1, x2, params=params, frozen=frozen)
+    one.assert_close(model.ntk(x1[0], x2[0]), expected)
+    one.assert_close(model.signatures["ntk"](x1=tf.constant(x1[0]), x2=tf.constant(x2[0]))["ntk"], expected)
+
+
+def test_inside_a_tf_function(exported):
+    one = exported("cnn")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 5, 4, 3)), tf.TensorSpec((None, 5, 4, 3))])
+    def distances(x1, x2):
+        m = one.loaded
+        return m.ntk_diagonal(x1)[:, None] + m.ntk_diagonal(x2) - 2 * m.ntk(x1, x2)
+
+    x1, x2 = one.inputs(4), one.inputs(3, seed=1)
+    diagonals = [np.diag(one.reference(x)) for x in (x1, x2)]
+    expected = diagonals[0][:, None] + diagonals[1] - 2 * one.reference(x1, x2)
+    np.testing.assert_allclose(distances(*x1, *x2), expected, rtol=1e-4)
+
+
+def test_float64(exported):
+    one = exported("float64")
+    assert {v.dtype for v in [*one.loaded.params.values(), *one.loaded.frozen.values()]} == {tf.float64}
+    (x,) = one.inputs(3)
+    assert x.dtype == np.float64
+    assert one.loaded.ntk(x, x).dtype == tf.float64
+    assert one.result.manifest["kernel"]["dtype"] == "float64"
+    assert max(one.result.manifest["verification"]["errors"].values()) < 1e-13
+
+
+def test_kept_and_diagonal_axes(exported):
+    one = exported("all_axes")
+    assert one.plan.kernel_shape == (None, None, 4, 3, 3, 2, 2)
+    assert one.loaded.signatures["ntk"].structured_outputs["ntk"].shape.as_list() == [None, None, 4, 3, 3, 2, 2]
+    assert one.loaded.signatures["ntk_diagonal"].structured_outputs["ntk"].shape.as_list() == [None, 4, 3, 3, 2, 2]
+
+
+# What is written
+
+
+def test_versions_are_numbered(tmp_path):
+    model, ntk = models.by_id("mlp").build(), NtkConfig(implementation="structured_derivatives")
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", verify={"examples": 2})
+    base_dir = tmp_path / "models" / "mlp"
+    for version in ("1", "2"):
+        result = export_savedmodel(model, str(base_dir), ntk, config)
+        assert result.path == base_dir / version
+        assert (result.path / "saved_model.pb").is_file()
+    assert os.listdir(tmp_path) == ["models"]
+    assert os.listdir(tmp_path / "models") == ["mlp"]
+    assert sorted(os.listdir(base_dir)) == ["1", "2"]
+
+
+@each_export
+def test_manifest_is_that_of_the_result(exported, name):
+    one = exported(name)
+    manifest = json.loads((one.path / "assets.extra" / "ntk_manifest.json").read_text(encoding="utf-8"))
+    assert manifest == json.loads(json.dumps(one.result.manifest))
+    assert NtkConfig(**manifest["configuration"]["ntk"]) == one.plan.ntk
+    assert ExportConfig(**manifest["configuration"]["export"]) == one.plan.export
+    errors = manifest["verification"]["errors"]
+    assert set(errors) == {f"{kind}/{s}" for kind in ("signature", "method") for s in one.plan.export.signatures}
+    assert max(errors.values()) <= one.rtol
+
+
+def test_manifest(exported):
+    manifest = exported("cnn").result.manifest
+    model = exported("cnn").plan.model
+    assert manifest["inputs"] == [{"name": model.inputs[0].name, "shape": (None, 5, 4, 3), "dtype": "float32"}]
+    assert manifest["output"]["shape"] == (None, 2)
+    assert manifest["kernel"] == {"shape": (None, None), "dtype": "float32"}
+    assert manifest["platforms"] == ("cpu", "cuda", "tpu")
+    assert manifest["implementation"] == "structured_derivatives"
+    assert manifest["block"] >= 1
+    assert manifest["versions"]["ntk-exporter"] == exporter.__version__
+    assert manifest["versions"]["tensorflow"] == tf.__version__
+    assert manifest["versions"]["neural-tangents"] == importlib.metadata.version("neural-tangents")
+    trainable = manifest["variables"]["trainable"]
+    assert {path: tuple(v["shape"]) for path, v in trainable.items()} == {
+        path: v.shape for path, v in model.trainable.items()
+    }
+    signature = exported("cnn").loaded.signatures["ntk_with_params"]
+    inputs = set(signature.structured_input_signature[1]) - {"x1", "x2"}
+    assert {v["input"] for v in trainable.values()} == inputs
+    frozen = manifest["variables"]["frozen"]
+    assert len(frozen) == 2
+    assert not any(v["excluded_by_pattern"] for v in frozen.values())
+    assert manifest["verification"]["examples"] == 8
+    assert manifest["verification"]["smallest_eigenvalue"] > -1e-5
+    assert manifest["verification"]["seconds"]["load"] > 0
+
+
+def test_saved_model_cli_shows_every_signature(exported):
+    command = [os.path.join(os.path.dirname(sys.executable), "saved_model_cli"), "show", "--all", "--dir"]
+    one = exported("two_inputs")
+    text = subprocess.run([*command, str(one.path)], check=True, capture_output=True, text=True).stdout
+    text = text.partition("Concrete Functions")[0]
+    shown = {
+        (signature, *entry)
+        for signature, body in re.findall(r"signature_def\['(\w+)'\]:(.*?)Method name", text, re.DOTALL)
+        for entry in re.findall(r"(in|out)puts\['(\w+)'\] tensor_info:\s+dtype: (\w+)\s+shape: (\(.*?\))", body)
+    }
+    sides = {"ntk": ("x1", "x2"), "ntk_with_params": ("x1", "x2")}
+    expected = set()
+    for signature in (*SIGNATURES, "serving_default"):
+        for side in sides.get(signature, ("x1", "x2") if signature == "serving_default" else ("x",)):
+            expected.add((signature, "in", f"{side}_a", "DT_FLOAT", "(-1, 4)"))
+            expected.add((signature, "in", f"{side}_b", "DT_INT32", "(-1, 3)"))
+        output = ("output", "(-1, 2)") if signature == "forward" else ("ntk", "(-1, -1)")
+        output = ("ntk", "(-1)") if signature == "ntk_diagonal" else output
+        expected.add((signature, "out", output[0], "DT_FLOAT", output[1]))
+    for variable in one.result.manifest["variables"]["trainable"].values():
+        shape = f"({', '.join(map(str, variable['shape']))})"
+        expected.add(("ntk_with_params", "in", variable["input"], "DT_FLOAT", shape))
+    assert shown == expected
+
+
+WHERE_ONLY_TENSORFLOW_IS = """
+    import sys
+    for name in ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "flax", "exporter"):
+        sys.modules[name] = None
+    import numpy as np, tensorflow as tf
+    model = tf.saved_model.load(sys.argv[1])
+    x = np.load(sys.argv[2])
+    np.save(sys.argv[3], model.ntk(x, x[:2]))
+"""
+
+
+def test_where_only_tensorflow_can_be_imported(exported, tmp_path):
+    one = exported("cnn")
+    (x,) = one.inputs(5)
+    np.save(tmp_path / "x.npy", x)
+    arguments = [str(path) for path in (one.path, tmp_path / "x.npy", tmp_path / "ntk.npy")]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(WHERE_ONLY_TENSORFLOW_IS), *arguments]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    one.assert_close(np.load(tmp_path / "ntk.npy"), one.reference((x,), (x[:2],)))
+
+
+# What cannot be exported leaves nothing
+
+
+@pytest.mark.parametrize("vmap_axes", ["auto", 0])
+def test_coupled_examples_are_found(tmp_path, vmap_axes):
+    with pytest.raises(ExportError) as error:
+        export_savedmodel(export_models.coupled(), tmp_path / "base", NtkConfig(vmap_axes=vmap_axes))
+    assert re.fullmatch(
+        r"Examples influence each other: expected the output of an example not to depend on the others of its batch "
+        rf"\(ntk\.vmap_axes: {vmap_axes}\), received a change of [0-9.e-]+ \(relative\) when the others changed\. Set "
+        r"ntk\.vmap_axes: null for the kernel of whole batches, or remove what couples them \(batch statistics, "
+        r"reductions over the batch axis\)\.",
+        str(error.value),
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_failed_verification_leaves_nothing(tmp_path):
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", verify={"examples": 2, "rtol": 1e-12})
+    ntk = NtkConfig(implementation="structured_derivatives")
+    with pytest.raises(ExportError, match=r"^Verification failed: expected signature ntk_diagonal within 1e-12 of"):
+        export_savedmodel(models.by_id("mlp").build(), tmp_path / "base", ntk, config)
+    assert os.listdir(tmp_path) == []
+
+
+EXPORT = """
+    import resource, sys
+    import models
+    from exporter import ExportConfig, ExportError, NtkConfig, export_savedmodel
+    from exporter.progress import ConsoleProgress
+    model = models.by_id("mlp").build()
+    limit = int(sys.argv[2])
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    ntk = NtkConfig(implementation="structured_derivatives")
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal")
+    try:
+        export_savedmodel(model, sys.argv[1], ntk, config, progress=ConsoleProgress())
+    except ExportError as error:
+        sys.exit(str(error))
+"""
+
+
+def export_in_a_process(base_dir, limit=0):
+    """An export of which no file may have more bytes than `limit`, as on a disk that is full."""
+    command = [sys.executable, "-c", textwrap.dedent(EXPORT), str(base_dir), str(limit)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("limit", [100, 20_000], ids=["variables", "graph"])
+def test_full_disk(tmp_path, limit):
+    process = export_in_a_process(tmp_path / "base", limit)
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert stderr.strip().splitlines()[-1] == (
+        "Writing failed: expected room for the SavedModel, received 'File too large'. Free disk space or choose "
+        "another --output."
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_killed_export_leaves_no_version_and_the_next_removes_the_rest(tmp_path):
+    process = export_in_a_process(tmp_path / "base")
+    while not process.stdout.readline().startswith("write "):  # the SavedModel lies in its staging directory
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    (left_over,) = os.listdir(tmp_path)
+    assert left_over.startswith(".base.")
+    assert (tmp_path / left_over / "version" / "saved_model.pb").exists()
+    with stage_version(tmp_path / "base"):
+        assert left_over not in os.listdir(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+# The plan
+
+
+def test_explain_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "kernel          ntk (n, n) float32" in str(explain(models.by_id("mlp").build()))
+    assert os.listdir(tmp_path) == []
