@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show_block(model: Any, data: dict[str, np.ndarray]) -> None:
     """The kernel of a few test and training images, and how far it is from the float64 Jacobians."""
     x1, x2, expected = data["block_x1"], data["block_x2"], data["block_ntk"]
-    kernel = timed(f"kernel of {len(x1)} x {len(x2)} images, compiled", lambda: model.ntk(x1, x2).numpy())
+    kernel = timed(f"kernel of {len(x1)} x {len(x2)} images, first call", lambda: model.ntk(x1, x2).numpy())
     digits = data["block_digits"]
     print("\nNTK of test images (rows) and training images (columns) of these digits:\n")
     print("      " + "".join(f"{digit:>12}" for digit in digits))

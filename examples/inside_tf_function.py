@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from exporter import ExportConfig, NtkConfig, export_savedmodel
+from exporter import ExportConfig, export_savedmodel
 from exporter.progress import ConsoleProgress
 
 RIDGE = 1e-3  # relative to the mean of the kernel's diagonal
@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> float:
     model = train(images[: -args.queries], labels[: -args.queries], args.units)
 
     with tempfile.TemporaryDirectory() as base_dir:
-        ntk = NtkConfig(implementation="structured_derivatives")
         export = ExportConfig(platforms=("cpu",), signatures=("ntk", "ntk_symmetric", "ntk_diagonal"))
-        result = export_savedmodel(model, base_dir, ntk, export, progress=ConsoleProgress())
+        result = export_savedmodel(model, base_dir, export=export, progress=ConsoleProgress())
         kernels = tf.saved_model.load(str(result.path))
         variance = PredictiveVariance(kernels, tf.constant(reference))
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from exporter import ExportConfig, NtkConfig, export_savedmodel
+from exporter import ExportConfig, export_savedmodel
 from exporter.progress import ConsoleProgress
 
 
@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     model = build()
 
     with tempfile.TemporaryDirectory() as base_dir:
-        ntk = NtkConfig(implementation="structured_derivatives")
         export = ExportConfig(platforms=("cpu",), signatures=("ntk_symmetric",))
-        result = export_savedmodel(model, base_dir, ntk, export, progress=ConsoleProgress())
+        result = export_savedmodel(model, base_dir, export=export, progress=ConsoleProgress())
         kernels = tf.saved_model.load(str(result.path))
 
     print(f"\n{'epoch':>5} {'loss':>8} {'trace / n':>10} {'alignment':>10} {'change':>8}")
@@ -58,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             assign_weights(kernels, model)
         kernel = kernels.ntk_symmetric(x).numpy()
         loss = float(model.evaluate(x, y, verbose=0))
-        rows.append(Row(epoch, loss, float(np.mean(np.diag(kernel))), alignment(kernel, y), 1 - cosine(kernel, start)))
+        change = max(0.0, 1 - cosine(kernel, start))
+        rows.append(Row(epoch, loss, float(np.mean(np.diag(kernel))), alignment(kernel, y), change))
         print("{:5} {:8.3f} {:10.3f} {:10.3f} {:8.3f}".format(*rows[-1]), flush=True)
     return rows
 

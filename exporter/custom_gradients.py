@@ -59,5 +59,5 @@ def check_gradients(
     if not difference <= _TOLERANCE**2 * size:
         raise ExportError(
             f"Expected the gradients that {traced.name!r} overrides to be those of its forward pass, received "
-            f"others (in {', '.join(sorted(layers))}). Its kernel is that of the forward pass; remove tf.custom_gradient there."
+            f"others (in {', '.join(sorted(layers))}). The kernel would be another; remove tf.custom_gradient."
         )

@@ -84,8 +84,8 @@ def export_savedmodel(
             )
         with progress.stage("choose") as note:
             choice = choose(plan)
-            times = [f"{name} {1e3 * s:.3g}" for name, s in choice.seconds.items() if s and name != choice.implementation]
-            note(f"{choice.implementation}" + (f" (ms: {', '.join(times)})" if times else ""))
+            measured = f", 2×2 in {1e3 * choice.seconds:.3g} ms" if choice.seconds and choice.block != 1 else ""
+            note(f"{choice.implementation}{measured}")
         with progress.stage("lower") as note:
             module = _build(plan, choice)
             note(f"{', '.join(plan.export.platforms)}; blocks of {choice.block or 'any number of'} examples")
@@ -155,7 +155,7 @@ def _manifest(plan: Plan, choice: Choice, verification: Verification) -> dict[st
         "platforms": plan.export.platforms,
         "implementation": choice.implementation,
         "block": choice.block,
-        "measured": {"seconds_of_a_block": choice.seconds, "program_bytes": choice.bytes},
+        "measured": {"seconds_of_2_by_2": choice.seconds, "bytes_of_a_program": choice.bytes},
         "versions": {
             "ntk-exporter": exporter.__version__,
             **{name: importlib.metadata.version(name) for name in packages},

@@ -17,7 +17,14 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from exporter.custom_gradients import check_gradients
 from exporter.errors import ExportError
-from exporter.tf_ops import GraphFunction, Library, is_random, is_supported, layer_scope
+from exporter.tf_ops import (
+    GraphFunction,
+    Library,
+    layers_that_override_gradients,
+    layers_that_read_what_they_wrote,
+    random_operations,
+    unsupported_operations,
+)
 from exporter.tracing import ModelVariable, TensorSpec, TracedModel, trace
 from exporter.variable_patterns import select
 
@@ -90,8 +97,7 @@ def functionalize(
             f"`trainable`, so its kernel is zero; received {trainable!r}."
         )
     _check_differentiable(traced, library, call, values, chosen)
-    overridden = {layer_scope(node.name) for part in function.with_callees() for node in part.overridden_gradients()}
-    if overridden:
+    if overridden := layers_that_override_gradients(function):
         check_gradients(traced, index, call, values, chosen, overridden)
     unused = {v.path: np.broadcast_to(np.zeros((), v.dtype), v.shape) for v in variables if v.path not in used}
 
@@ -131,31 +137,22 @@ def _output_index(traced: TracedModel, output: str | int | None) -> int:
 
 
 def _check_operations(model_name: str, function: GraphFunction) -> None:
-    """ExportError that names every op of the output's graph that cannot be used, and the layers they are in."""
-    random: dict[str, set[str]] = {}
-    unsupported: dict[str, set[str]] = {}
-    for part in function.with_callees():
-        for node in part.nodes:
-            if is_random(node.op):
-                random.setdefault(node.op, set()).add(layer_scope(node.name))
-            elif not is_supported(node.op):
-                unsupported.setdefault(node.op, set()).add(layer_scope(node.name))
-        for node in part.reads_of_written_variables():
-            raise ExportError(
-                f"Expected {model_name!r} to leave its variables as they are, received layer "
-                f"{layer_scope(node.name)!r}, which assigns to a variable and then reads it. Assign only when "
-                "training=True."
-            )
-    if random:
+    """ExportError that names what in the output's graph cannot be used, and the layers that it is in."""
+    if random := random_operations(function):
         raise ExportError(
             f"Expected the output of {model_name!r} to be determined by its inputs and variables, received random "
             f"operations: {_with_layers(random)}. Remove them, or make them depend on training=True."
         )
-    if unsupported:
+    if unsupported := unsupported_operations(function):
         raise ExportError(
             f"Expected {model_name!r} to consist of operations that can be converted to JAX, received "
             f"{_with_layers(unsupported)}. Replace these layers, or move them before the model if they are "
             "preprocessing."
+        )
+    if layers := layers_that_read_what_they_wrote(function):
+        raise ExportError(
+            f"Expected {model_name!r} to leave its variables as they are, received layers that assign to a variable "
+            f"and then read it: {', '.join(sorted(layers))}. Assign only when training=True."
         )
 
 

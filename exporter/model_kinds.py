@@ -159,8 +159,8 @@ def _keras3_recorded_inputs(model: Any) -> list[Any]:
     required = [p.name for p in parameters if p.default is p.empty]
     if len(required) > len(structure):
         raise ExportError(
-            f"Expected Keras to have recorded the shapes of the inputs {', '.join(required)} of {model.name!r}, received "
-            f"only {', '.join(structure)}; wrap it in a functional model: keras.Model(inputs, model(*inputs))."
+            f"Expected Keras to have recorded the shapes of the inputs {', '.join(required)} of {model.name!r}, "
+            f"received only {', '.join(structure)}; wrap it in a functional model: keras.Model(inputs, model(*inputs))."
         )
     paths = [path for path, _ in leaves(structure)]
     return list(_named(structure, [path.rpartition("/")[2] for path in paths]).values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +12,8 @@ import numpy as np
 from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel, functionalize
-from exporter.ntk.kernel import IMPLEMENTATIONS, KernelFn, kernel_fn, swap_permutation
-from exporter.ntk.measure import Measurement, fastest, measure_implementations
+from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
+from exporter.ntk.measure import Measurement, measure_implementations
 from exporter.ntk.precision import in_float64
 from exporter.sampling import sample_inputs
 from exporter.signatures import SIGNATURES, input_names, param_names
@@ -51,7 +50,7 @@ class Plan:
         return swap_permutation(len(self.model.output.shape), **self.axes)
 
     def kernel(self, implementation: str) -> KernelFn:
-        """The kernel by one of neural-tangents' implementations."""
+        """The kernel, computed by one of the implementations."""
         return kernel_fn(self.model.apply_fn, implementation=implementation, coupled=self.coupled, **self.axes)
 
     @property
@@ -111,13 +110,13 @@ class Choice:
     Attributes:
       implementation: its name.
       block: examples of a side of one program; None if batches are never split.
-      seconds: for each implementation measured, the median time of one block of the kernel on this machine.
-      bytes: of intermediate values and results that one program takes, at most; None if not measured.
+      seconds: the median time of a kernel of 2 by 2 examples (1 by 1 if `block` is 1) on this machine.
+      bytes: of intermediate values and results that one program takes, at most.
     """
 
     implementation: str
     block: int | None
-    seconds: dict[str, float | None]
+    seconds: float | None
     bytes: int | None
 
 
@@ -143,44 +142,38 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
 
 
 def choose(plan: Plan) -> Choice:
-    """Measures the implementations that the configuration allows, and how large a block the memory budget does.
+    """Decides how the kernel is computed, and measures how large a block the memory budget allows.
 
     Raises:
       ExportError: not even one pair of examples fits the budget.
     """
-    names = IMPLEMENTATIONS if plan.ntk.implementation == "auto" else (plan.ntk.implementation,)
-    if plan.coupled:  # of the three, only the last can be lowered for any number of examples whatever the model
-        return Choice(names[-1], None, {}, None)
+    name = "layerwise" if plan.ntk.implementation == "auto" else plan.ntk.implementation
+    if plan.coupled:
+        return Choice(name, None, None, None)
     budget = plan.export.memory_budget
-    measured = _measure(plan, names, 2)
-    best = fastest(measured)
-    if measured[best].bytes > budget:
-        measured = _measure(plan, names, 1)
-        best = fastest(measured)
-        if measured[best].bytes > budget:
-            raise ExportError(
-                f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.4g} MiB "
-                f"(export.memory_budget), received {measured[best].bytes / 2**20:.4g} MiB for {best}. Raise the budget."
-            )
-        return Choice(best, 1, _seconds(measured), measured[best].bytes)
-    block = LARGEST_BLOCK
-    while measured[best].bytes * (block / 2) ** 2 > budget:  # no part of it grows faster
-        block //= 2
-    if block > 2 and len(names) > 1:  # what is fastest on few examples need not be on many
-        measured = _measure(plan, [name for name in names if measured[name].agrees], block)
-        best = fastest(measured)
-        return Choice(best, block, _seconds(measured), measured[best].bytes)
-    return Choice(best, block, _seconds(measured), int(measured[best].bytes * (block / 2) ** 2))
+    pairs = _measure(plan, name, 2)
+    if pairs.bytes <= budget:
+        block = LARGEST_BLOCK
+        while pairs.bytes * (block / 2) ** 2 > budget:  # no part of it grows faster
+            block //= 2
+        return Choice(name, block, pairs.seconds, int(pairs.bytes * (block / 2) ** 2))
+    pair = _measure(plan, name, 1)
+    if pair.bytes > budget:
+        raise ExportError(
+            f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.4g} MiB "
+            f"(export.memory_budget), received {pair.bytes / 2**20:.4g} MiB for {name}. Raise the budget."
+        )
+    return Choice(name, 1, pair.seconds, pair.bytes)
 
 
-def _seconds(measured: Mapping[str, Measurement]) -> dict[str, float | None]:
-    return {name: m.seconds for name, m in measured.items()}
-
-
-def _measure(plan: Plan, names: Sequence[str], n: int) -> dict[str, Measurement]:
+def _measure(plan: Plan, implementation: str, n: int) -> Measurement:
+    """The kernel of n by n examples, compiled and run on this machine."""
     x = sample_inputs(plan.model.inputs, n)
-    kernels = {name: plan.kernel(name) for name in names}
-    return measure_implementations(kernels, (plan.model.trainable, plan.model.frozen, x, x))
+    kernels = {implementation: plan.kernel(implementation)}
+    measured = measure_implementations(kernels, (plan.model.trainable, plan.model.frozen, x, x))[implementation]
+    if measured.error is not None:
+        raise measured.error
+    return measured
 
 
 def _check_independent(model: FunctionalModel, vmap_axes: Any) -> None:

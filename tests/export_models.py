@@ -56,7 +56,7 @@ SOME = ("ntk", "ntk_symmetric", "forward")
 EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "cnn": (zoo("residual"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu", "cuda", "tpu"))),
     "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=SOME)),
-    "two_inputs": (zoo("list_inputs"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu",))),
+    "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(platforms=("cpu",))),
     "lstm": (zoo("lstm"), NtkConfig(**STRUCTURED), ExportConfig(signatures=SOME)),
     "module": (zoo("tf_module"), NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk_diagonal", "ntk_symmetric"))),
     "coupled": (coupled, NtkConfig(vmap_axes=None), ExportConfig(platforms=("cpu",))),

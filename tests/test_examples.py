@@ -15,7 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 SMALL = (
     "--epochs=4",
     "--examples=150",
-    "--set=ntk.implementation=structured_derivatives",
     "--set=export.platforms=[cpu]",
     "--set=export.signatures=[ntk_symmetric,ntk,forward]",
 )

@@ -1,5 +1,7 @@
 """From a model to a verified SavedModel and back: each kind of model once, as users load and call it."""
 
+import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -21,14 +23,16 @@ from exporter.errors import ExportError
 from exporter.export import explain, export_savedmodel
 from exporter.ntk.reference import reference_ntk
 from exporter.plan import make_plan
+from exporter.progress import SilentProgress
 from exporter.versions import stage_version
 
 each_export = pytest.mark.parametrize("name", export_models.EXPORTS)
 
 
-def exports_with(signature):
+def exports_with(signature, coupled=True):
+    """Those with that signature, with or without the one whose examples influence each other."""
     names = [name for name, (_, _, export) in export_models.EXPORTS.items() if signature in export.signatures]
-    return pytest.mark.parametrize("name", names)
+    return pytest.mark.parametrize("name", [name for name in names if coupled or name != "coupled"])
 
 
 # Every model of the zoo: the function that is lowered. What lowering and serving add is the same for all of them.
@@ -57,21 +61,25 @@ def test_forward_is_the_model(exported, name):
     np.testing.assert_allclose(output, one.model(one.argument(x)), rtol=1e-5, atol=1e-6)
 
 
-@exports_with("ntk")
+@exports_with("ntk", coupled=False)
 def test_ntk_of_any_numbers_of_examples(exported, name):
     """Also more than a block, whose size does not divide it, and none."""
     one = exported(name)
     x1, x2 = one.inputs(19), one.inputs(7, seed=1)
-    if not one.plan.coupled:
-        full = one.reference(x1, x2)
+    full = one.reference(x1, x2)
     for n1, n2 in [(19, 7), (1, 1), (16, 1), (17, 7), (3, 5), (0, 3), (2, 0), (0, 0)]:
-        part1, part2 = tuple(a[:n1] for a in x1), tuple(a[:n2] for a in x2)
-        result = one.loaded.ntk(one.argument(part1), one.argument(part2))
-        if one.plan.coupled:
-            expected = one.reference(part1, part2) if n1 and n2 else np.zeros((n1, n2))
-        else:
-            expected = full[:n1, :n2]
-        one.assert_close(result, expected)
+        part1, part2 = (one.argument(tuple(a[:n] for a in x)) for x, n in ((x1, n1), (x2, n2)))
+        one.assert_close(one.loaded.ntk(part1, part2), full[:n1, :n2])
+
+
+def test_ntk_of_any_numbers_of_coupled_examples(exported):
+    """Each batch has a kernel of its own, which is no part of another's."""
+    one = exported("coupled")
+    for n1, n2 in [(4, 3), (1, 2)]:
+        x1, x2 = one.inputs(n1), one.inputs(n2, seed=1)
+        one.assert_close(one.loaded.ntk(*x1, *x2), one.reference(x1, x2))
+    for n1, n2 in [(0, 3), (2, 0), (0, 0)]:
+        assert one.loaded.ntk(*one.inputs(n1), *one.inputs(n2)).shape == (n1, n2)
 
 
 @exports_with("ntk_symmetric")
@@ -166,7 +174,7 @@ def test_assigned_params_and_frozen_change_the_kernel(exported):
     assert set(model.frozen) == set(one.plan.model.frozen)
     for path, value in {**one.plan.model.trainable, **one.plan.model.frozen}.items():
         np.testing.assert_array_equal((model.params if path in model.params else model.frozen)[path], value)
-    (kernel,) = (path for path in model.params if path.endswith("conv2d/kernel"))
+    (kernel,) = (path for path in model.params if "conv2d" in path and path.endswith("kernel"))
     (variance,) = (path for path in model.frozen if path.endswith("moving_variance"))
     params, frozen = {kernel: 2 * one.plan.model.trainable[kernel]}, {variance: 3 * one.plan.model.frozen[variance]}
     model.params[kernel].assign(params[kernel])
@@ -211,17 +219,16 @@ def test_kept_and_diagonal_axes(exported):
 # What is written
 
 
-def test_versions_are_numbered(tmp_path):
-    model, ntk = models.by_id("mlp").build(), NtkConfig(implementation="structured_derivatives")
-    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", verify={"examples": 2})
+def test_version_follows_the_last(tmp_path):
     base_dir = tmp_path / "models" / "mlp"
-    for version in ("1", "2"):
-        result = export_savedmodel(model, str(base_dir), ntk, config)
-        assert result.path == base_dir / version
-        assert (result.path / "saved_model.pb").is_file()
-    assert os.listdir(tmp_path) == ["models"]
+    (base_dir / "3").mkdir(parents=True)
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", verify={"examples": 2})
+    ntk = NtkConfig(implementation="structured_derivatives")
+    result = export_savedmodel(models.by_id("mlp").build(), str(base_dir), ntk, config)
+    assert result.path == base_dir / "4"
+    assert (result.path / "saved_model.pb").is_file()
     assert os.listdir(tmp_path / "models") == ["mlp"]
-    assert sorted(os.listdir(base_dir)) == ["1", "2"]
+    assert sorted(os.listdir(base_dir)) == ["3", "4"]
 
 
 @each_export
@@ -359,15 +366,38 @@ def export_in_a_process(base_dir, limit=0):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("limit", [100, 20_000], ids=["variables", "graph"])
-def test_full_disk(tmp_path, limit):
-    process = export_in_a_process(tmp_path / "base", limit)
+FULL = "Writing failed: expected room for the SavedModel, received {!r}. Free disk space or choose another --output."
+
+
+def test_full_disk(tmp_path):
+    process = export_in_a_process(tmp_path / "base", limit=100)
     _, stderr = process.communicate()
     assert process.returncode == 1
-    assert stderr.strip().splitlines()[-1] == (
-        "Writing failed: expected room for the SavedModel, received 'File too large'. Free disk space or choose "
-        "another --output."
-    )
+    assert stderr.strip().splitlines()[-1] == FULL.format("File too large")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "/base/version/saved_model.pb.tmp1; No space left on device"),
+        tf.errors.OutOfRangeError(
+            None, None, "{{node SaveV2}} /base/variables/part; No space left on device [Op:SaveV2]"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_full_disk_as_python_and_tensorflow_report_it(tmp_path, error):
+    class Fails(SilentProgress):
+        @contextlib.contextmanager
+        def stage(self, name):
+            raise error
+            yield
+
+    with pytest.raises(ExportError) as raised:
+        export_savedmodel(models.by_id("mlp").build(), tmp_path / "base", progress=Fails())
+    assert str(raised.value) == FULL.format("No space left on device")
     assert os.listdir(tmp_path) == []
 
 

@@ -89,7 +89,7 @@ def _size(x: Any, axis: int | None = None) -> int:
 
 
 def _wrap_init(f: Callable[..., Any]) -> jax.extend.linear_util.WrappedFun:
-    debug_info = jax.core.DebugInfo("neural_tangents", "apply_fn", None, None)
+    debug_info = jax.core.DebugInfo("neural_tangents", "apply_fn", (), ())
     return jax.extend.linear_util.wrap_init(f, debug_info=debug_info)
 
 

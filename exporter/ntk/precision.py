@@ -113,5 +113,3 @@ def _custom_jvp(params: dict[str, Any]) -> Callable[..., Any]:
         return outs[:n], [jnp.zeros_like(y) if zero else next(nonzero) for y, zero in zip(outs[:n], zeros, strict=True)]
 
     return fn
-
-

@@ -13,7 +13,19 @@ from exporter.tf_ops import (
     pooling,
     tensor_lists,
 )
-from exporter.tf_ops.graph import GraphFunction, Library, layer_scope
-from exporter.tf_ops.registry import is_random, is_supported
+from exporter.tf_ops.graph import GraphFunction, Library
+from exporter.tf_ops.inspection import (
+    layers_that_override_gradients,
+    layers_that_read_what_they_wrote,
+    random_operations,
+    unsupported_operations,
+)
 
-__all__ = ["GraphFunction", "Library", "is_random", "is_supported", "layer_scope"]
+__all__ = [
+    "GraphFunction",
+    "Library",
+    "layers_that_override_gradients",
+    "layers_that_read_what_they_wrote",
+    "random_operations",
+    "unsupported_operations",
+]

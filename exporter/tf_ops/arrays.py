@@ -141,7 +141,7 @@ def _fill(shape: Any, value: Any) -> Any:
     return jnp.full(tuple(shape), value, value.dtype)
 
 
-for _name, _function in {
+_OPS: dict[str, OpFunction] = {
     "Fill": _fill,
     "ScatterNd": _scatter_nd,
     "TensorScatterAdd": lambda x, indices, updates: jnp.asarray(x).at[_index(indices)].add(updates),
@@ -155,5 +155,6 @@ for _name, _function in {
     "Snapshot": lambda x: x,
     "PlaceholderWithDefault": lambda x: x,
     "Print": lambda x, *data: x,
-}.items():
+}
+for _name, _function in _OPS.items():
     converts(_name)(simple(_function))

@@ -26,7 +26,7 @@ class _Geometry:
         self.dilations = self._spatial(node.attr["dilations"].list.i or [1] * len(data_format))
         self._padding = node.attr["padding"].s.decode()
         explicit = np.reshape(list(node.attr["explicit_paddings"].list.i), (-1, 2))
-        self._explicit = [tuple(map(int, explicit[i])) for i in self.spatial] if len(explicit) else None
+        self._explicit = [(int(explicit[i][0]), int(explicit[i][1])) for i in self.spatial] if len(explicit) else None
 
     def _spatial(self, sizes: Sequence[int]) -> tuple[int, ...]:
         return tuple(int(sizes[i]) for i in self.spatial)

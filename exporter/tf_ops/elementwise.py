@@ -93,7 +93,7 @@ def _select(node: Any, library: Library) -> OpFunction:
     return select
 
 
-for _name, _function in {
+_OPS: dict[str, OpFunction] = {
     "Maximum": _maximum,
     "Minimum": _minimum,
     "Relu6": _relu6,
@@ -124,5 +124,6 @@ for _name, _function in {
     "Expint": jax.scipy.special.expi,
     "BesselI0": jax.scipy.special.i0,
     "BesselI1": jax.scipy.special.i1,
-}.items():
+}
+for _name, _function in _OPS.items():
     converts(_name)(simple(_function))

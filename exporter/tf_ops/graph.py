@@ -90,47 +90,28 @@ class GraphFunction:
             if self._origin(result) == Edge(argument, 0)
         )
 
-    def _producer(self, edge: Edge) -> Any:
+    def producer(self, edge: Edge) -> Any:
         """The NodeDef that computes a value, behind Identity nodes; None for an argument."""
         return self._protos.get(self._origin(edge).name)
 
     def _origin(self, edge: Edge) -> Edge:
         while edge.name in self._protos and self._protos[edge.name].op == "Identity":
-            edge = next(self._inputs(self._protos[edge.name]))
+            edge = next(self.inputs(self._protos[edge.name]))
         return edge
 
-    def with_callees(self) -> Iterator[GraphFunction]:
-        """This function and those that its results call, directly or not."""
-        yield self
+    def callees(self) -> Iterator[tuple[Any, GraphFunction]]:
+        """The nodes that call functions, each with a function that it calls."""
         for node in self.nodes:
-            for name in called_functions(node):
-                yield from self._library[name].with_callees()
+            for attr in node.attr.values():
+                yield from ((node, self._library[f.name]) for f in (attr.func, *attr.list.func) if f.name)
 
-    def overridden_gradients(self) -> Iterator[Any]:
-        """The nodes whose gradient tf.custom_gradient overrides, but for TensorFlow's own x * sigmoid(beta * x)."""
-        for node in self.nodes:
-            if node.op == "IdentityN" and node.attr["_gradient_op_type"].s and not self._is_swish(node):
-                yield node
-
-    def _is_swish(self, node: Any) -> bool:
-        product = self._producer(next(self._inputs(node)))
-        return product is not None and product.op == "Mul" and any(
-            factor is not None and factor.op == "Sigmoid" for factor in map(self._producer, self._inputs(product))
-        )  # fmt: skip
-
-    def reads_of_written_variables(self) -> Iterator[Any]:
-        """The nodes that read a variable after the call itself has assigned to it."""
-        for node in self.nodes:
-            after = (self._protos.get(text[1:]) for text in node.input if text.startswith("^"))
-            if node.op == "ReadVariableOp" and any(
-                write is not None and write.op.startswith("Assign") and write.input[0] == node.input[0]
-                for write in after
-            ):
-                yield node
+    def named(self, name: str) -> Any:
+        """The NodeDef of a name; None for an argument."""
+        return self._protos.get(name)
 
     @functools.cached_property
     def _operations(self) -> tuple[tuple[Any, registry.OpFunction, tuple[Edge, ...]], ...]:
-        return tuple((node, self._convert(node), tuple(self._inputs(node))) for node in self.nodes)
+        return tuple((node, self._convert(node), tuple(self.inputs(node))) for node in self.nodes)
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Evaluates the graph; ExportError, naming the layer, if an op cannot be evaluated."""
@@ -164,17 +145,17 @@ class GraphFunction:
         """The value of min(c, max(d, x)) with constants c <= d, whatever x is: how tf.math.bincount fixes its size."""
         if node.op != "Minimum":
             return None
-        for constant, other in itertools.permutations(self._inputs(node), 2):
-            maximum = self._producer(other)
+        for constant, other in itertools.permutations(self.inputs(node), 2):
+            maximum = self.producer(other)
             high = self._constant(constant)
             if high is None or maximum is None or maximum.op != "Maximum":
                 continue
-            if any(low is not None and np.all(high <= low) for low in map(self._constant, self._inputs(maximum))):
+            if any(low is not None and np.all(high <= low) for low in map(self._constant, self.inputs(maximum))):
                 return high
         return None
 
     def _constant(self, edge: Edge) -> np.ndarray | None:
-        origin = self._producer(edge)
+        origin = self.producer(edge)
         if origin is None or origin.op != "Const" or origin.attr["dtype"].type == types_pb2.DT_STRING:
             return None
         return tf.make_ndarray(origin.attr["value"].tensor)
@@ -187,7 +168,8 @@ class GraphFunction:
         output_name, _, index = output.partition(":")
         return Edge(name, _output_offset(self._protos[name], output_name) + int(index))
 
-    def _inputs(self, node: Any) -> Iterator[Edge]:
+    def inputs(self, node: Any) -> Iterator[Edge]:
+        """The values that a node takes, control dependencies aside."""
         return (self._edge(text) for text in node.input if not text.startswith("^"))
 
     def _sorted_nodes(self, wanted: Iterable[str]) -> Iterator[Any]:
@@ -195,7 +177,7 @@ class GraphFunction:
         stack = list(wanted)
         while stack:
             name = stack[-1]
-            missing = [] if name in done else [e.name for e in self._inputs(self._protos[name]) if e.name not in done]
+            missing = [] if name in done else [e.name for e in self.inputs(self._protos[name]) if e.name not in done]
             if missing:
                 stack.extend(missing)
                 continue
@@ -203,12 +185,6 @@ class GraphFunction:
             if name not in done:
                 done.add(name)
                 yield self._protos[name]
-
-
-def called_functions(node: Any) -> Iterator[str]:
-    """The names of the functions that a NodeDef calls."""
-    for attr in node.attr.values():
-        yield from (f.name for f in (attr.func, *attr.list.func) if f.name)
 
 
 def _output_offset(node: Any, output_name: str) -> int:

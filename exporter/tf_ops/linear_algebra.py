@@ -61,10 +61,11 @@ def _diagonal_part(x: Any, k: Any, padding: Any) -> jax.Array:
     return jnp.diagonal(x, offset=int(jnp.ravel(k)[0]) if jnp.ndim(k) else int(k), axis1=-2, axis2=-1)
 
 
-for _name, _function in {
+_OPS: dict[str, OpFunction] = {
     "MatrixDeterminant": jnp.linalg.det,
     "LogMatrixDeterminant": lambda x: tuple(jnp.linalg.slogdet(x)),
     "MatrixDiagPartV3": _diagonal_part,
     "Cross": jnp.cross,
-}.items():
+}
+for _name, _function in _OPS.items():
     converts(_name)(simple(_function))

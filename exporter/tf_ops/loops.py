@@ -57,24 +57,29 @@ def _initial_carry(initial: Sequence[Any], step: Callable[..., list[Any]]) -> li
     Lists that the loop fills get their element shape, and a float type that the body widens (because the variables are
     float64, say) becomes the wider one.
     """
-    arrays = [not isinstance(value, UnwrittenList) for value in initial]
-    carry = [jnp.asarray(value) if is_array else value for value, is_array in zip(initial, arrays, strict=True)]
+    carry: list[Any] = [value if isinstance(value, UnwrittenList) else jnp.asarray(value) for value in initial]
     while True:
-        indices = [i for i, is_array in enumerate(arrays) if is_array]
-        specs = [jax.ShapeDtypeStruct(carry[i].shape, carry[i].dtype) for i in indices]
-        after = jax.eval_shape(lambda *values: step(*_replace(carry, indices, values)), *specs)  # noqa: B023
-        settled = True
-        for i, (value, result) in enumerate(zip(carry, after, strict=True)):
-            if not arrays[i]:
-                carry[i], arrays[i], settled = value.zeros(result.shape[1:], result.dtype), True, False
-                continue
-            if value.shape != result.shape:
-                raise NotImplementedError(f"a loop variable changes its shape from {value.shape} to {result.shape}")
-            dtype = jnp.promote_types(value.dtype, result.dtype)
-            settled = settled and dtype == value.dtype
-            carry[i] = jax.lax.convert_element_type(value, dtype)
-        if settled:
-            return carry
+        settled = [_settle(value, after) for value, after in zip(carry, _types_after(step, carry), strict=True)]
+        if all(a is b for a, b in zip(settled, carry, strict=True)):
+            return settled
+        carry = settled
+
+
+def _types_after(step: Callable[..., list[Any]], carry: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    """The types of the loop variables after a step from `carry`."""
+    arrays = [i for i, value in enumerate(carry) if not isinstance(value, UnwrittenList)]
+    specs = [jax.ShapeDtypeStruct(carry[i].shape, carry[i].dtype) for i in arrays]
+    return jax.eval_shape(lambda *values: step(*_replace(carry, arrays, values)), *specs)
+
+
+def _settle(value: Any, after: jax.ShapeDtypeStruct) -> jax.Array:
+    """The value as the type that it has after a step, if need be."""
+    if isinstance(value, UnwrittenList):
+        return value.zeros(after.shape[1:], after.dtype)
+    if value.shape != after.shape:
+        raise NotImplementedError(f"a loop variable changes its shape from {value.shape} to {after.shape}")
+    dtype = jnp.promote_types(value.dtype, after.dtype)
+    return value if dtype == value.dtype else value.astype(dtype)
 
 
 def _run(

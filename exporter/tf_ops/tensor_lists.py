@@ -34,7 +34,7 @@ def _as_array(items: Any, element_shape: Any) -> Any:
     shape = np.atleast_1d(element_shape)
     if any(isinstance(size, np.integer) and size < 0 for size in shape):
         raise NotImplementedError("it reads a TensorArray that nothing was written to and whose shape is unknown")
-    return items.zeros(shape)
+    return items.zeros(tuple(shape))
 
 
 @converts("TensorListReserve")
@@ -74,12 +74,13 @@ def _length(items: Any) -> np.ndarray:
     return np.asarray(items.length if isinstance(items, UnwrittenList) else items.shape[0], np.int32)
 
 
-for _name, _function in {
+_OPS: dict[str, OpFunction] = {
     "TensorListFromTensor": lambda tensor, element_shape: tensor,
     "TensorListStack": _as_array,
     "TensorListGetItem": _get_item,
     "TensorListGather": _gather,
     "TensorListScatterV2": _scatter,
     "TensorListLength": _length,
-}.items():
+}
+for _name, _function in _OPS.items():
     converts(_name)(simple(_function))

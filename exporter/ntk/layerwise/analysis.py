@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from exporter.ntk.layerwise import rules
-from exporter.ntk.layerwise.convolution import convolve
+from exporter.ntk.layerwise.equations import bind
 
 
 class Sort(enum.Enum):
@@ -81,33 +81,37 @@ class Site:
         return str(self.eqn.source_info.name_stack)
 
 
+Bind = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
+
+
 class Trace:
     """A jaxpr whose inputs are parameters, constants and data, and its sites."""
 
-    def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None]) -> None:
+    def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None], bind: Bind = bind) -> None:
         """Finds the sites.
 
         Args:
           closed: the jaxpr.
           sorts: of each input: None for a parameter.
+          bind: computes the outputs of an equation of its input values, if some of these are data.
         """
-        self._closed = closed
+        self._closed, self._bind = closed, bind
         self._tags: list[Tag] = [
             Param((-1 - i,), frozenset([i]), isometric=True) if sort is None else sort for i, sort in enumerate(sorts)
         ]
-        walk = _Walk(None)
+        walk = _Walk(self._bind, None)
         specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
         jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
         self.sites = tuple(walk.sites)
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites, and for each site whose rule needs it the data that the parameter meets."""
-        walk = _Walk(iter(zeros))
+        walk = _Walk(self._bind, iter(zeros))
         return [value for value, _ in self._run(walk, args)], walk.saved
 
     def operands(self, variables: Sequence[Any]) -> list[Any]:
         """The parameter at each site, as a function of the jaxpr's parameters and constants."""
-        walk = _Walk(None, params_only=True)
+        walk = _Walk(self._bind, None, params_only=True)
         self._run(walk, [*variables, *[None] * (len(self._tags) - len(variables))])
         return walk.operands
 
@@ -122,8 +126,8 @@ _CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpo
 class _Walk:
     """One evaluation of the jaxpr: to find sites, to perturb them (with `zeros`), or for the prefixes alone."""
 
-    def __init__(self, zeros: Iterator[Any] | None, *, params_only: bool = False) -> None:
-        self._zeros = zeros
+    def __init__(self, bind: Bind, zeros: Iterator[Any] | None, *, params_only: bool = False) -> None:
+        self._bind_data, self._zeros = bind, zeros
         self._params_only = params_only
         self.sites: list[Site] = []
         self.saved: list[Any] = []
@@ -160,9 +164,7 @@ class _Walk:
     def _bind(self, eqn: JaxprEqn, values: Sequence[Any], tag: Tag) -> Sequence[Any]:
         if self._params_only and tag is Sort.DATA:
             return [None] * len(eqn.outvars)
-        if eqn.primitive.name == "conv_general_dilated" and tag is Sort.DATA:
-            return [convolve(eqn, *values)]
-        return rules.bind(eqn, values)
+        return self._bind_data(eqn, values) if tag is Sort.DATA else bind(eqn, values)
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
         """The equation with zeros added to its output if a rule knows its one parameter, else to all its parameters."""
@@ -206,7 +208,8 @@ class _Walk:
         def run_body(walk: _Walk, args: Sequence[Any]) -> list[Tagged]:
             return walk.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
 
-        inner, outs = _Walk(None, params_only=self._params_only), []
+        inner = _Walk(self._bind_data, None, params_only=self._params_only)
+        outs: list[Tagged] = []
         consts = [value for value, _ in inputs[:n_consts]]
         if self._params_only:
             outs = run_body(inner, [*consts, *[None] * (len(inputs) - n_consts)])
@@ -227,7 +230,7 @@ class _Walk:
 
         def step(carry: list[Any], slices: tuple[list[Any], Any]) -> tuple[list[Any], tuple[list[Any], list[Any]]]:
             x, eps = slices
-            walk = _Walk(None if eps is None else iter(eps))
+            walk = _Walk(self._bind_data, None if eps is None else iter(eps))
             results = [value for value, _ in run_body(walk, [*consts, *carry, *x])]
             return results[:n_carry], (results[n_carry:], walk.saved)
 

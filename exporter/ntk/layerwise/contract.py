@@ -55,6 +55,17 @@ def explicit(g1: Array, g2: Array) -> Array:
     return jnp.einsum("ndckp,mdclp->nmdkl", g1, g2)
 
 
+def joined(g1: Array, g2: Array) -> Array:
+    """(n, B, I, D, C, K, J) on both sides to (n1, n2, D, K1, K2): the explicit form as `join` leaves the Jacobians."""
+    return jnp.einsum("nbidckj,mbidclj->nmdkl", g1, g2)
+
+
+def join(a: Array, d: Array) -> Array:
+    """G (B, I, R, J) of an example from its a (B, T, I) and D (R, B, T, J): one matrix product for each b."""
+    r, b, t, j = d.shape
+    return jnp.einsum("bti,btq->biq", a, jnp.transpose(d, (1, 2, 0, 3)).reshape(b, t, r * j)).reshape(b, -1, r, j)
+
+
 def gram(a1: Array, d1: Array, a2: Array, d2: Array) -> Array:
     """(n, B, T, I) and (n, D, C, K, B, T, J) on both sides to (n1, n2, D, K1, K2)."""
     return _sum_positions(jnp.einsum("nbti,mbui->nmbtu", a1, a2), d1, d2)
@@ -66,7 +77,7 @@ def index_gram(index1: Array, d1: Array, index2: Array, d2: Array) -> Array:
     return _sum_positions(same[:, :, None].astype(d1.dtype), d1[..., None, :, :], d2[..., None, :, :])
 
 
-FORMS = {"explicit": explicit, "gram": gram, "index": index_gram}
+FORMS = {"explicit": explicit, "joined": joined, "gram": gram, "index": index_gram}
 
 
 def _sum_positions(aa: Array, d1: Array, d2: Array) -> Array:

@@ -1,40 +1,191 @@
-"""Convolutions as patches times matrices, and the patches themselves."""
+"""Convolutions where XLA's own are slow, and the patches of data under their output positions."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.core import jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from exporter.ntk.layerwise import rules
+from exporter.ntk.layerwise.equations import bind
 
 Array = Any
 
+# XLA:CPU's convolution of few positions (8×8 and fewer) is slower than a sum of matrix products, one for each tap; where
+# the kernel is larger than its input it falls back to scalar loops, 200 times slower (measured with XLA of TF 2.21).
+FEW_POSITIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A convolution along its spatial axes: `output[o] = Σ_k padded[o * stride + k * dilation] w[k]`.
+
+    Attributes:
+      inputs: sizes of the data.
+      kernel: sizes of the kernel.
+      strides: `window_strides`.
+      dilations: `rhs_dilation`, of the kernel.
+      stretches: `lhs_dilation`, of the data.
+      padding: low and high, after stretching; may be negative.
+    """
+
+    inputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    stretches: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, eqn: JaxprEqn) -> Window:
+        """The window of a `conv_general_dilated` equation."""
+        p, dn = eqn.params, eqn.params["dimension_numbers"]
+        a, w = (v.aval.shape for v in eqn.invars)
+        return cls(
+            tuple(a[axis] for axis in dn.lhs_spec[2:]),
+            tuple(w[axis] for axis in dn.rhs_spec[2:]),
+            tuple(p["window_strides"]),
+            tuple(p["rhs_dilation"]),
+            tuple(p["lhs_dilation"]),
+            tuple(p["padding"]),
+        )
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Sizes of the output."""
+        return tuple(
+            ((n - 1) * e + 1 + lo + hi - (k - 1) * d - 1) // s + 1
+            for n, k, s, d, e, (lo, hi) in zip(*dataclasses.astuple(self), strict=True)
+        )
+
+    @property
+    def transposed(self) -> Window:
+        """The window that, with the kernel's taps in reverse, maps derivatives of outputs to those of the data."""
+        padding = []
+        sizes = zip(*dataclasses.astuple(self), self.outputs, strict=True)
+        for n, k, s, d, e, (lo, _), o in sizes:
+            padding.append(((k - 1) * d - lo, lo + (n - 1) * e - (o - 1) * s))
+        return dataclasses.replace(
+            self, inputs=self.outputs, strides=self.stretches, stretches=self.strides, padding=tuple(padding)
+        )
+
+    def pad(self, a: Array, first: int) -> Array:
+        """The data padded and stretched along its spatial axes, the first of which is `first`."""
+        config = [(0, 0, 0)] * a.ndim
+        config[first : first + len(self.inputs)] = [
+            (lo, hi, e - 1) for (lo, hi), e in zip(self.padding, self.stretches, strict=True)
+        ]
+        return lax.pad(a, jnp.zeros((), a.dtype), config)
+
+    def under_tap(self, padded: Array, axis: int, first: int, tap: int) -> Array:
+        """The positions of padded data that tap number `tap` of a spatial axis meets; `first` as in `pad`."""
+        start, stride = tap * self.dilations[axis], self.strides[axis]
+        return lax.slice_in_dim(padded, start, start + (self.outputs[axis] - 1) * stride + 1, stride, first + axis)
+
 
 def patches(eqn: JaxprEqn, a: Array) -> Array:
-    """The data (batch, *spatial, channels by `lhs_spec`) under every output position: (batch, *positions, taps, channels).
+    """The data under each output position: (groups, batch and positions, taps and channels of the group).
 
-    `taps` are the kernel's positions in row-major order.
+    Taps are in row-major order, and vary more slowly than channels.
     """
-    p, dn = eqn.params, eqn.params["dimension_numbers"]
-    kernel = [eqn.invars[1].aval.shape[axis] for axis in dn.rhs_spec[2:]]
-    a = jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
-    padding = [(lo, hi, stretch - 1) for (lo, hi), stretch in zip(p["padding"], p["lhs_dilation"], strict=True)]
-    a = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *padding, (0, 0, 0)])[..., None, :]
-    for axis, (size, stride, dilation) in enumerate(zip(kernel, p["window_strides"], p["rhs_dilation"], strict=True), 1):
-        count = (a.shape[axis] - (size - 1) * dilation - 1) // stride + 1
-        slices = [
-            lax.slice_in_dim(a, k * dilation, k * dilation + (count - 1) * stride + 1, stride, axis) for k in range(size)
-        ]
-        # One axis after the other: the sum of the kernel's sizes in slices and not their product. Taps of later axes
-        # vary fastest, as in row-major order.
-        a = jnp.stack(slices, -2).reshape(*slices[0].shape[:-2], -1, a.shape[-1])
-    return a
+    dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    window = Window.of(eqn)
+    rank = len(window.inputs)
+    if groups == 1:
+        a = window.pad(jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])), 1)
+        for axis, size in enumerate(window.kernel):  # one axis after the other: fewer slices than taps
+            taps = [window.under_tap(a, axis, 1, k) for k in range(size)]
+            a = jnp.stack(taps, 1 + rank + axis)
+        return a.reshape(1, math.prod(a.shape[: 1 + rank]), -1)
+    # Groups are the batch of a matrix product, which wants them first and the positions, which it sums over, last.
+    a = window.pad(jnp.transpose(a, (dn.lhs_spec[1], dn.lhs_spec[0], *dn.lhs_spec[2:])), 2)
+    for axis, size in enumerate(window.kernel):
+        taps = [window.under_tap(a, axis, 2 + axis, k) for k in range(size)]
+        a = jnp.stack(taps, 1 + axis)
+    a = a.reshape(groups, -1, math.prod(window.kernel), math.prod(a.shape[1 + rank :]))
+    return jnp.transpose(a, (0, 3, 2, 1)).reshape(groups, a.shape[3], -1)
 
 
-def convolve(eqn: JaxprEqn, a: Array, w: Array) -> Array:
-    """The output of a convolution equation."""
-    return rules.bind(eqn, (a, w))[0]
+def has_slow_convolutions(jaxpr: Jaxpr) -> bool:
+    """Whether `bind_on_cpu` would do anything else than XLA for a jaxpr, nested ones included."""
+    return any(
+        _is_slow_on_cpu(eqn) or any(has_slow_convolutions(sub) for sub in jaxprs_in_params(eqn.params))
+        for eqn in jaxpr.eqns
+    )
 
+
+def _is_slow_on_cpu(eqn: JaxprEqn) -> bool:
+    if eqn.primitive.name != "conv_general_dilated" or eqn.params["batch_group_count"] > 1:
+        return False
+    window = Window.of(eqn)
+    few = math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1
+    large_kernel = any(k > n for k, n in zip(window.kernel, window.inputs, strict=True))
+    return eqn.params["feature_group_count"] > 1 or few or large_kernel
+
+
+def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
+    """The outputs of an equation; of a convolution that XLA is slow at on CPUs, as a sum over the kernel's taps.
+
+    XLA fuses this sum. Its derivative is such a sum too, and not the sum of padded pieces that differentiating it would
+    give. The kernel's derivative is not needed, and zero: a parameter's Jacobian comes from the derivatives at its site.
+    """
+    if not _is_slow_on_cpu(eqn):
+        return bind(eqn, values)
+    dn = eqn.params["dimension_numbers"]
+    a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
+    w = jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0]))
+    y = _sum_over_taps(Window.of(eqn), eqn.params["feature_group_count"], a, w.reshape(-1, *w.shape[-2:]))
+    axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
+    return [jnp.transpose(y, [axes.index(axis) for axis in range(len(axes))])]
+
+
+def _sum_over_taps(window: Window, groups: int, a: Array, w: Array) -> Array:
+    """(batch, *inputs, channels) and (taps, channels of a group, features) to (batch, *outputs, features)."""
+    features = w.shape[-1] // groups
+
+    @jax.custom_vjp
+    def convolve(a: Array, w: Array) -> Array:
+        return _taps(window, a, lambda k, x: _product(x, w[k], groups))
+
+    def forward(a: Array, w: Array) -> tuple[Array, Array]:
+        return convolve(a, w), w
+
+    def backward(w: Array, d: Array) -> tuple[Array, Array]:
+        # (taps, channels of a group, groups, features) to (taps, features, groups, channels), and the taps in reverse.
+        w_t = jnp.transpose(w.reshape(*w.shape[:2], groups, features), (0, 3, 2, 1)).reshape(len(w), features, -1)[::-1]
+        return _taps(window.transposed, d, lambda k, x: _product(x, w_t[k], groups)), jnp.zeros_like(w)
+
+    convolve.defvjp(forward, backward)
+    return convolve(a, w)
+
+
+def _taps(window: Window, a: Array, product: Callable[[int, Array], Array]) -> Array:
+    padded = window.pad(a, 1)
+    total: Array = 0.0
+    for k, taps in enumerate(np.ndindex(*window.kernel)):
+        x = padded
+        for axis, tap in enumerate(taps):
+            x = window.under_tap(x, axis, 1, tap)
+        total = total + product(k, x)
+    return total
+
+
+def _product(x: Array, w: Array, groups: int) -> Array:
+    """(..., channels) and (channels of a group, features) to (..., features), group by group."""
+    if groups == 1:
+        return x @ w
+    channels, features = w.shape[0], w.shape[1] // groups
+    if channels == 1:
+        return (jnp.repeat(x, features, -1) if features > 1 else x) * w[0]
+    if features == 1:
+        return jnp.sum(x.reshape(*x.shape[:-1], groups, channels) * w.T, -1)
+    grouped = x.reshape(*x.shape[:-1], groups, channels)
+    y = jnp.einsum("...gi,igj->...gj", grouped, w.reshape(channels, groups, features))
+    return y.reshape(*y.shape[:-2], -1)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from exporter.ntk.layerwise import contract, rules
-from exporter.ntk.layerwise.analysis import Site, Sort, Trace
+from exporter.ntk.layerwise import contract, convolution, rules
+from exporter.ntk.layerwise.analysis import Bind, Site, Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
+from exporter.ntk.layerwise.equations import bind
 from exporter.ntk.layerwise.outputs import OutputAxes
 
 Array = Any
@@ -34,37 +35,66 @@ def layerwise_kernel_fn(
 ) -> Callable[..., Array]:
     """kernel(trainable, frozen, x1, x2) = J(x1) J(x2)ᵀ as `exporter.ntk.kernel.kernel_fn` describes it.
 
-    With x2 None it is the kernel of x1 with itself, whose features are computed once. If the derivatives of all outputs
+    Lowered for several platforms, each gets the convolutions that it is fast at. With x2 None it is the kernel of x1 with itself, whose features are computed once. If the derivatives of all outputs
     would take more than `memory` bytes, they are made for some outputs at a time, with a forward pass for each such part.
     """
+    axes = {"trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
         if coupled:  # the whole batch is the one example, and its batch axis an axis of the output like others
             x1, x2 = (None if x is None else tuple(a[None] for a in x) for x in (x1, x2))
         counts = None if coupled else (x1[0].shape[0], (x1 if x2 is None else x2)[0].shape[0])
-        make = functools.partial(ExampleFeatures, counts=counts, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
-        left = make(apply_fn, trainable, frozen, x1)
-        right = make(apply_fn, trainable, frozen, x2) if coupled and x2 is not None else left
 
-        def of_outputs(basis1: Array, basis2: Array) -> Array:
-            """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
-            features1 = left.compute(trainable, frozen, x1, basis1)
-            features2 = features1 if x2 is None else right.compute(trainable, frozen, x2, basis2)
-            total: Array = 0.0
-            for component, parts1, parts2 in zip(left.components, features1, features2, strict=True):
-                for part1, part2 in zip(parts1, parts2, strict=True):
-                    total = total + contract.FORMS[component.form](*part1, *part2)
-            return total
+        def lowered_by(bind_data: Bind) -> Callable[..., Array]:
+            make = functools.partial(
+                ExampleFeatures, apply_fn, trainable, frozen, counts=counts, bind_data=bind_data, **axes
+            )
+            left = make(x1)
+            right = make(x2) if coupled and x2 is not None else left
+            return functools.partial(_kernel, left, right, counts=counts, memory=memory)
 
-        bases = left.axes.basis(left.dtype), right.axes.basis(right.dtype)
-        if counts is None:
-            total = of_outputs(*bases)
+        default, on_cpu = lowered_by(bind), lowered_by(convolution.bind_on_cpu)
+        args = (trainable, frozen, x1, x2)
+        if default.args[0].has_slow_convolutions:
+            kernel = lax.platform_dependent(*args, cpu=on_cpu, default=default)
         else:
-            total = _in_chunks(of_outputs, bases, left.outputs_at_once(sum(counts), memory))
-        total = left.axes.arrange(total, right.axes)
-        return total[0, 0] if coupled else total
+            kernel = default(*args)
+        return kernel[0, 0] if coupled else kernel
 
     return kernel
+
+
+def _kernel(
+    left: ExampleFeatures,
+    right: ExampleFeatures,
+    trainable: Any,
+    frozen: Any,
+    x1: tuple[Array, ...],
+    x2: tuple[Array, ...] | None,
+    *,
+    counts: tuple[int, int] | None,
+    memory: int,
+) -> Array:
+    features1, features2 = jax.jit(left.compute), jax.jit(right.compute)  # traced once if both sides are alike
+    if left is right:
+        features2 = features1
+
+    def of_outputs(basis1: Array, basis2: Array) -> Array:
+        """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
+        f1 = features1(trainable, frozen, x1, basis1)
+        f2 = f1 if x2 is None else features2(trainable, frozen, x2, basis2)
+        total: Array = 0.0
+        for component, parts1, parts2 in zip(left.components, f1, f2, strict=True):
+            for part1, part2 in zip(parts1, parts2, strict=True):
+                total = total + contract.FORMS[component.form](*part1, *part2)
+        return total
+
+    bases = left.axes.basis(left.dtype), right.axes.basis(right.dtype)
+    if counts is None:
+        total = of_outputs(*bases)
+    else:
+        total = _in_chunks(of_outputs, bases, left.outputs_at_once(sum(counts), memory))
+    return left.axes.arrange(total, right.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +104,8 @@ class Component:
     Attributes:
       groups: indices of the sites, those with one parameter together.
       leaves: the variables.
-      form: of the contraction: "gram", "index" (the Gram form of an embedding) or "explicit".
+      form: of the contraction, in `contract.FORMS`: "gram", "index" (the Gram form of an embedding), "explicit", or
+        "joined", the explicit form of one parameter whose sites have factors.
       pulled_back: whether Jacobians with respect to the groups' parameters become Jacobians with respect to the
         variables by the derivative of the prefix between them; else the one parameter is the one variable, its entries
         in some order.
@@ -95,6 +126,7 @@ class ExampleFeatures:
       sites: where parameters meet data.
       shapes: of each site's factors, None where its rule has none.
       components: the sites, grouped.
+      has_slow_convolutions: whether `convolution.bind_on_cpu` would differ from `bind`.
     """
 
     def __init__(
@@ -107,6 +139,7 @@ class ExampleFeatures:
         counts: tuple[int, int] | None,
         trace_axes: Sequence[int],
         diagonal_axes: Sequence[int],
+        bind_data: Bind = bind,
     ) -> None:
         """Traces `apply_fn` on one example and decides how each site is contracted.
 
@@ -118,15 +151,15 @@ class ExampleFeatures:
           counts: numbers of examples of the kernel's two sides; None if examples are coupled.
           trace_axes: axes of the output to average over, counted from the batch axis and not negative.
           diagonal_axes: axes of the output of which only equal positions are kept.
+          bind_data: how equations of data are computed.
         """
         self._coupled = counts is None
-        example = tuple(
-            jax.ShapeDtypeStruct(a.shape[1:] if self._coupled else (1, *a.shape[1:]), a.dtype) for a in x
-        )
+        example = tuple(jax.ShapeDtypeStruct(a.shape[1:] if self._coupled else (1, *a.shape[1:]), a.dtype) for a in x)
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
         closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
-        self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2])
+        self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], bind_data)
+        self.has_slow_convolutions = convolution.has_slow_convolutions(closed.jaxpr)
         self._shape, self.dtype = output.shape, output.dtype
         batch_axes = 0 if self._coupled else 1
         self.axes = OutputAxes(
@@ -141,7 +174,12 @@ class ExampleFeatures:
     def outputs_at_once(self, examples: int, memory: int) -> int:
         """How many outputs' derivatives at all sites, of so many examples, fit into so many bytes; 1 at least."""
         numbers = sum(math.prod(site.steps + site.perturbed) for site in self.sites)
-        numbers += sum(math.prod(self.sites[g[0]].shape) for c in self.components if c.form == "explicit" for g in c.groups)
+        numbers += sum(
+            math.prod(self.sites[g[0]].shape)
+            for c in self.components
+            if c.form in ("explicit", "joined")
+            for g in c.groups
+        )
         return max(1, memory // (examples * numbers * np.dtype(self.dtype).itemsize))
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], basis: Array) -> list[list[Features]]:
@@ -164,7 +202,7 @@ class ExampleFeatures:
             _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
             derivatives = jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
             return [
-                [_split(f, outputs) for f in self._features(component, pull_back, saved, derivatives)]
+                self._features(component, pull_back, saved, derivatives, outputs)
                 for component, pull_back in zip(self.components, pull_backs, strict=True)
             ]
 
@@ -174,18 +212,31 @@ class ExampleFeatures:
         return example if self._coupled else example[None]
 
     def _features(
-        self, component: Component, pull_back: Callable | None, saved: list[Any], derivatives: list[Array]
+        self,
+        component: Component,
+        pull_back: Callable | None,
+        saved: list[Any],
+        derivatives: list[Array],
+        outputs: tuple[int, ...],
     ) -> list[Features]:
-        if component.form != "explicit":
-            (group,) = component.groups
-            a, d = zip(*(_factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
-            return [(jnp.concatenate(a, -1 if component.form == "index" else -2), jnp.concatenate(d, -2))]
-        jacobians = [
-            sum(_explicit(self.sites[k], saved[k], derivatives[k]) for k in group) for group in component.groups
-        ]
-        if pull_back is not None:
-            jacobians = jax.vmap(pull_back)(jacobians)
-        return [(g.reshape(g.shape[0], -1),) for g in jacobians]
+        """The arguments of the component's contraction, for one example, with R split into `outputs`, (D, C, K)."""
+        if component.form == "explicit":
+            jacobians = [
+                sum(_explicit(self.sites[k], saved[k], derivatives[k]) for k in group) for group in component.groups
+            ]
+            if pull_back is not None:
+                jacobians = jax.vmap(pull_back)(jacobians)
+            return [(g.reshape(*outputs, -1),) for g in jacobians]
+        (group,) = component.groups
+        parts = zip(*(_factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
+        a, d = (
+            jnp.concatenate(part, axis)
+            for part, axis in zip(parts, (-1 if component.form == "index" else -2, -2), strict=True)
+        )
+        if component.form == "joined":
+            g = contract.join(a, d)
+            return [(g.reshape(*g.shape[:2], *outputs, g.shape[3]),)]
+        return [(a, d.reshape(*outputs, *d.shape[1:]))]
 
     def _pull_back(self, component: Component, variables: list[Array]) -> Callable[[list[Array]], list[Array]]:
         """The derivative of a component's prefix, transposed: from its groups' parameters to its variables."""
@@ -220,7 +271,9 @@ class ExampleFeatures:
     def _form(self, group: tuple[int, ...], counts: tuple[int, int]) -> str:
         """The cheapest form of sites of one parameter, which is its variable."""
         shapes = [self.shapes[k] for k in group]
-        kinds = {(self.sites[k].rule.name, s and (s.batch, s.data, s.derivative)) for k, s in zip(group, shapes, strict=True)}
+        kinds = {
+            (self.sites[k].rule.name, s and (s.batch, s.data, s.derivative)) for k, s in zip(group, shapes, strict=True)
+        }
         if len(kinds) > 1 or shapes[0] is None:
             return "explicit"
         positions = sum(s.positions for s in shapes if s is not None)
@@ -228,13 +281,7 @@ class ExampleFeatures:
         index = self.sites[group[0]].rule is rules.EMBEDDING
         if joined.gram_cost(*counts, self.axes, index=index) < joined.explicit_cost(*counts, self.axes):
             return "index" if index else "gram"
-        return "explicit"
-
-
-def _split(features: Features, outputs: tuple[int, ...]) -> Features:
-    """Splits the axis R of G or D, the last of the arrays, into (D, C, K)."""
-    *rest, d = features
-    return (*rest, d.reshape(*outputs, *d.shape[1:]))
+        return "explicit" if index else "joined"
 
 
 def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_once: int) -> Array:
@@ -250,7 +297,9 @@ def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_
     chunks = [_chunks(basis, axis, size) for basis in bases]
     if axis == 1:
         specs = jax.eval_shape(fn, *(b[0] for b in chunks))
-        total, _ = lax.scan(lambda total, parts: (total + fn(*parts), None), jnp.zeros(specs.shape, specs.dtype), chunks)
+        total, _ = lax.scan(
+            lambda total, parts: (total + fn(*parts), None), jnp.zeros(specs.shape, specs.dtype), chunks
+        )
         return total
     parts = jnp.moveaxis(lax.map(lambda parts: fn(*parts), chunks), 0, 2)  # (n1, n2, chunks, size, K, K)
     return parts.reshape(*parts.shape[:2], -1, *parts.shape[4:])[:, :, :d]
@@ -282,9 +331,10 @@ def _factor_shape(site: Site) -> Shape | None:
 def _explicit(site: Site, data: Any, d: Array) -> Array:
     """G (R, *parameter) of a site, summed over the steps of the scans that it is in."""
     if site.rule.assemble is not None:
-        a, d = _factors(site, data, d)
-        return site.rule.assemble(site, jnp.einsum("bti,rbtj->rbij", a, d))
+        g = contract.join(*_factors(site, data, d))
+        return site.rule.assemble(site, jnp.transpose(g, (2, 0, 1, 3)))
     fn = site.rule.explicit
+    assert fn is not None
     for _ in site.steps:
         fn = _sum_steps(fn)
     return fn(site, data, d)

@@ -24,18 +24,12 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from exporter.ntk.layerwise import convolution
+from exporter.ntk.layerwise.equations import bind
 
 if TYPE_CHECKING:
     from exporter.ntk.layerwise.analysis import Site
 
 Array = Any
-
-
-def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """The outputs of an equation."""
-    subfuns, params = eqn.primitive.get_bind_params(eqn.params)
-    out = eqn.primitive.bind(*subfuns, *values, **params)
-    return out if eqn.primitive.multiple_results else [out]
 
 
 def _derivative(site: Site, data: Array, d: Array) -> Array:
@@ -54,7 +48,8 @@ class Rule:
 
     Attributes:
       name: shown to people.
-      explicit: (site, data, D) to G (R, *parameter), where data is the equation's other input.
+      explicit: (site, data, D) to G (R, *parameter), where data is the equation's other input; None if `assemble` is
+        how G is made.
       needs_data: whether that is used at all.
       factors: (site, data, D) to a (B, T, I) and D (R, B, T, J); None if G is not made of such factors. Of an embedding
         a is the index (T,), and D is (R, T, J).
@@ -63,7 +58,7 @@ class Rule:
     """
 
     name: str
-    explicit: Callable[[Site, Any, Array], Array]
+    explicit: Callable[[Site, Any, Array], Array] | None = None
     needs_data: bool = True
     factors: Callable[[Site, Any, Array], tuple[Array, Array]] | None = None
     assemble: Callable[[Site, Array], Array] | None = None
@@ -152,14 +147,7 @@ def _dense_assemble(site: Site, g: Array) -> Array:
     return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
 
 
-def _explicit_from_factors(site: Site, data: Array, d: Array) -> Array:
-    assert site.rule.factors is not None
-    assert site.rule.assemble is not None
-    a, d = site.rule.factors(site, data, d)
-    return site.rule.assemble(site, jnp.einsum("bti,rbtj->rbij", a, d))
-
-
-DENSE = Rule("dense", _explicit_from_factors, factors=_dense_factors, assemble=_dense_assemble)
+DENSE = Rule("dense", factors=_dense_factors, assemble=_dense_assemble)
 
 # --- conv_general_dilated
 
@@ -167,11 +155,8 @@ DENSE = Rule("dense", _explicit_from_factors, factors=_dense_factors, assemble=_
 def _conv_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
     dn, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
     a = convolution.patches(site.eqn, data)
-    *positions, taps, channels = a.shape  # a batch axis (dilation by space-to-batch makes it longer than 1) is one more
-    a = a.reshape(math.prod(positions), taps, groups, channels // groups)
-    a = jnp.transpose(a, (2, 0, 1, 3)).reshape(groups, math.prod(positions), -1)
     d = jnp.transpose(d, [0, *(1 + axis for axis in (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1]))])
-    d = d.reshape(d.shape[0], math.prod(positions), groups, -1)
+    d = d.reshape(d.shape[0], a.shape[1], groups, -1)
     return a, jnp.transpose(d, (0, 2, 1, 3))
 
 
@@ -185,7 +170,7 @@ def _conv_assemble(site: Site, g: Array) -> Array:
     return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
 
 
-CONVOLUTION = Rule("convolution", _explicit_from_factors, factors=_conv_factors, assemble=_conv_assemble)
+CONVOLUTION = Rule("convolution", factors=_conv_factors, assemble=_conv_assemble)
 
 # --- gather of an embedding
 
@@ -194,7 +179,9 @@ def _is_embedding(eqn: JaxprEqn) -> bool:
     """Whether whole rows of a table are gathered, one for each index."""
     dn, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
     rows = dn.collapsed_slice_dims
-    full = all(size == (1 if axis in rows else table.shape[axis]) for axis, size in enumerate(eqn.params["slice_sizes"]))
+    full = all(
+        size == (1 if axis in rows else table.shape[axis]) for axis, size in enumerate(eqn.params["slice_sizes"])
+    )
     return len(rows) == 1 and dn.start_index_map == rows and not dn.operand_batching_dims and full
 
 
@@ -211,4 +198,4 @@ def _embedding_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]
     return index, d.reshape(d.shape[0], index.shape[0], -1)
 
 
-EMBEDDING = Rule("embedding", _derivative, factors=_embedding_factors)
+EMBEDDING = Rule("embedding", explicit=_derivative, factors=_embedding_factors)
