@@ -51,9 +51,15 @@ def check_gradients(
     ours = pullback(cotangent)[0]
 
     variables = {v.path: v.variable for v in traced.variables if v.path in trainable}
-    with tf.GradientTape() as tape:
-        y = traced.function(*map(tf.convert_to_tensor, inputs))[output]
-    theirs = tape.gradient(y, variables, cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    try:
+        with tf.GradientTape() as tape:
+            y = traced.function(*map(tf.convert_to_tensor, inputs))[output]
+        theirs = tape.gradient(y, variables, cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    except LookupError as error:
+        raise ExportError(
+            f"{traced.name!r} overrides gradients (in {', '.join(sorted(layers))}), and whether they are those of its "
+            f"forward pass cannot be told, since TensorFlow cannot differentiate it: {error}. Remove them."
+        ) from error
     difference = sum(np.sum((tf.convert_to_tensor(theirs[path]) - ours[path]) ** 2) for path in ours)
     size = sum(np.sum(np.square(gradient)) for gradient in ours.values())
     if not difference <= _TOLERANCE**2 * size:

@@ -79,9 +79,8 @@ def export_savedmodel(
         with progress.stage("functionalize") as note:
             plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
             count = sum(v.size for v in plan.model.trainable.values())
-            note(
-                f"{len(plan.model.trainable)} trainable, {len(plan.model.frozen)} frozen variables, {count:,} parameters"
-            )
+            trainable, frozen = len(plan.model.trainable), len(plan.model.frozen)
+            note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
         with progress.stage("choose") as note:
             choice = choose(plan)
             measured = f", 2×2 in {1e3 * choice.seconds:.3g} ms" if choice.seconds and choice.block != 1 else ""
@@ -172,7 +171,7 @@ def _size(path: Path) -> int:
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
     """Errors of writing, which Python and TF report differently, as ExportErrors."""
-    full = "Writing failed: expected room for the SavedModel, received '{}'. Free disk space or choose another --output."
+    full = "Writing failed: expected room for the SavedModel, received '{}'. Free disk space or change --output."
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""JAX function to TF function: StableHLO for several platforms in one XlaCallModule, with nothing of this machine in it."""
+"""JAX function to TF function: StableHLO for several platforms in one XlaCallModule, and nothing of this machine."""
 
 from __future__ import annotations
 

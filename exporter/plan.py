@@ -1,4 +1,4 @@
-"""What an export will do, decided before anything is written: which kernel, of what, over what, and how it is computed."""
+"""What an export will do, decided before anything is written: which kernel, of what, and how it is computed."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def build_functions(
             return serve_graph.whole(run, spec, x)
         return serve_graph.rowwise(serve_graph.Program(run, block, spec), x)
 
-    functions = {
+    functions: dict[str, tuple[Compute, tf.TensorSpec]] = {
         "ntk": (pair, kernel_spec),
         "ntk_with_params": (pair, kernel_spec),
         "ntk_symmetric": (symmetric, kernel_spec),

@@ -123,9 +123,7 @@ class KernelModule(tf.Module):
         specs |= {key: tf.TensorSpec(self.params[p].shape, self.params[p].dtype, key) for p, key in keys.items()}
         return tf.function(fn, autograph=False).get_concrete_function(**specs)
 
-    def _method(
-        self, signature: Signature, core: Any, model_names: list[str], names: list[tuple[str, ...]]
-    ) -> Any:
+    def _method(self, signature: Signature, core: Any, model_names: list[str], names: list[tuple[str, ...]]) -> Any:
         """For Python: a side is a tensor, or for several inputs a list, a tuple or a dict by the model's names."""
 
         def side(value: Any) -> list[tf.Tensor]:
@@ -133,21 +131,16 @@ class KernelModule(tf.Module):
                 return [_opaque(value[n]) for n in model_names]
             return [_opaque(v) for v in value] if isinstance(value, list | tuple) else [_opaque(value)]
 
-        if signature.takes_params:
+        def with_params(x1: Any, x2: Any, params: Any) -> tf.Tensor:
+            return core(side(x1) + side(x2), {path: _opaque(v) for path, v in params.items()})
 
-            def method(x1: Any, x2: Any, params: Any) -> tf.Tensor:
-                return core(side(x1) + side(x2), {path: _opaque(v) for path, v in params.items()})
+        def of_two(x1: Any, x2: Any) -> tf.Tensor:
+            return core(side(x1) + side(x2), None)
 
-        elif len(signature.sides) == 2:
+        def of_one(x: Any) -> tf.Tensor:
+            return core(side(x), None)
 
-            def method(x1: Any, x2: Any) -> tf.Tensor:
-                return core(side(x1) + side(x2), None)
-
-        else:
-
-            def method(x: Any) -> tf.Tensor:
-                return core(side(x), None)
-
+        method = with_params if signature.takes_params else of_two if len(signature.sides) == 2 else of_one
         function = tf.function(method, autograph=False)
         params = {path: tf.TensorSpec(None, v.dtype) for path, v in self.params.items()}
         for sides in self._variants(model_names, names):

@@ -99,8 +99,8 @@ def verify(
         if smallest < -config.rtol:
             raise ExportError(
                 f"Verification failed: expected ntk_symmetric to be positive semidefinite up to rounding "
-                f"({config.rtol:g}), received an eigenvalue of {smallest:.3g} relative to the largest. Use ntk.precision: "
-                "float64."
+                f"({config.rtol:g}), received an eigenvalue of {smallest:.3g} relative to the largest. Use "
+                "ntk.precision: float64."
             )
     return Verification(n, errors, asymmetry, smallest, seconds)
 
@@ -122,8 +122,16 @@ def _reference(
     """float64 values for each signature."""
 
     def kernel(trainable: Any, x1: Any, x2: Any = None) -> np.ndarray:
-        axes = {"trace_axes": ntk.trace_axes, "diagonal_axes": ntk.diagonal_axes}
-        return reference_ntk(model.apply_fn, trainable, model.frozen, x1, x2, coupled=coupled, **axes)
+        return reference_ntk(
+            model.apply_fn,
+            trainable,
+            model.frozen,
+            x1,
+            x2,
+            trace_axes=ntk.trace_axes,
+            diagonal_axes=ntk.diagonal_axes,
+            coupled=coupled,
+        )
 
     x = sides["x"]
     symmetric = kernel(model.trainable, x)
@@ -162,7 +170,8 @@ def _run(
     }
     with tempfile.TemporaryDirectory() as directory:
         inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
-        np.savez(inputs, calls=np.frombuffer(json.dumps(calls).encode(), np.uint8), **arrays)
+        arrays["calls"] = np.frombuffer(json.dumps(calls).encode(), np.uint8)
+        np.savez(inputs, allow_pickle=False, **arrays)
         command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -178,7 +187,7 @@ def _run(
 
 
 def _error(value: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference relative to the largest expected entry; infinite if shapes differ or a value is not finite."""
+    """The largest difference relative to the largest expected entry; infinite for other shapes or values not finite."""
     if value.shape != expected.shape or not np.all(np.isfinite(value)):
         return float("inf")
     largest = np.max(np.abs(expected), initial=0.0)
@@ -193,8 +202,8 @@ def _failure(key: str, value: np.ndarray, expected: np.ndarray, error: float, rt
     where = np.unravel_index(np.argmax(np.nan_to_num(np.abs(value - expected), nan=np.inf)), value.shape)
     index = ", ".join(map(str, where))
     return (
-        f"Verification failed: expected {kind} {name} within {rtol:g} of float64 (relative to its largest entry), received "
-        f"a difference of {error:.3g}; furthest at [{index}]: {value[where]:.9g}, where float64 gives "
+        f"Verification failed: expected {kind} {name} within {rtol:g} of float64 (relative to its largest entry), "
+        f"received a difference of {error:.3g}; furthest at [{index}]: {value[where]:.9g}, where float64 gives "
         f"{expected[where]:.9g}. Choose another ntk.implementation or ntk.precision, or a larger export.verify.rtol."
     )
 

@@ -1,4 +1,4 @@
-"""Version directories under a base directory: written beside it and renamed into place, so that no partial one is seen."""
+"""Version directories under a base directory, written beside it and renamed into place: no partial one is seen."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Staging:
     """
 
     def __init__(self, base_dir: Path, path: Path) -> None:
+        """Makes `path` the staging of a version of `base_dir`."""
         self._base_dir = base_dir
         self.path = path
 
@@ -56,7 +57,7 @@ def stage_version(base_dir: Path) -> Iterator[Staging]:
     """A `Staging` for the next version under `base_dir`, whose directory is gone afterwards unless it was published.
 
     It lies beside `base_dir`, where a rename into it is atomic, under a hidden name; if `base_dir` does not exist yet
-    its nearest existing parent holds it, and if that cannot be written to (or is another file system) `base_dir` itself.
+    its nearest existing parent holds it; if that cannot be written to or is another file system, `base_dir` itself.
     What an export that was killed has left there is removed first: its directory's lock is free.
 
     Raises:

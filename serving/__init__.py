@@ -1,0 +1,1 @@
+"""Serving of exported kernels. Imports neither JAX nor what of `exporter` needs it."""

@@ -531,6 +531,8 @@ def test_gradient_that_is_not_that_of_the_forward_pass():
         _sequential(L.Dense(2), L.Lambda(straight_through, name="quantise")),
     )
     assert functionalize(_sequential(L.Dense(2), L.Lambda(square))).trainable
+    resized = _sequential(L.Conv2D(2, 1), L.Lambda(square), L.Resizing(2, 2, interpolation="area"), shape=(4, 4, 1))
+    _raises("cannot be told, since TensorFlow cannot differentiate it: .*ResizeArea", resized)
 
 
 def test_loop_whose_length_depends_on_data():

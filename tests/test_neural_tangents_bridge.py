@@ -221,21 +221,6 @@ def test_cnn(implementation, trace_axes, diagonal_axes, vmap_axes):
     np.testing.assert_allclose(kernel, oracle(cnn, x1, x2, params, **axes), rtol=1e-9, atol=1e-12)
 
 
-def test_shapes_of_the_docstring():
-    def f(params, x):
-        return params * x
-
-    x1, x2 = jnp.ones((2, 3, 4)), jnp.ones((5, 3, 4))
-    for trace_axes, diagonal_axes, x, shape in [
-        ((), (), x2, (2, 5, 3, 3, 4, 4)),
-        ((-1,), (1,), x2, (2, 5, 3)),
-        ((2,), (0,), x1 + 1, (2, 3, 3)),
-    ]:
-        for implementation in EXPLICIT:
-            kernel = empirical_ntk_fn(f, trace_axes, diagonal_axes, 0, implementation)(x1, x, jnp.ones(4))
-            assert kernel.shape == shape
-
-
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("implementation", EXPLICIT)
 def test_pytrees_of_inputs_parameters_and_outputs(implementation):

@@ -403,9 +403,11 @@ def test_operations_are_found_in_called_functions():
     graph = _graph(outer, tf.TensorSpec([None, 2]))
     assert set(unsupported_operations(graph)) == {"AsString", "StringToHashBucketFast"}
     (layer,) = unsupported_operations(graph)["AsString"]
-    assert layer.startswith("head/") and layer.endswith("/hash")
+    assert layer.startswith("head/")
+    assert layer.endswith("/hash")
     (noise,) = random_operations(graph)["RandomUniform"]
-    assert noise.startswith("head/cond") and "noise" in noise
+    assert noise.startswith("head/cond")
+    assert "noise" in noise
 
 
 def test_a_supported_graph_has_nothing_to_report():

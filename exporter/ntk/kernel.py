@@ -15,7 +15,7 @@ from exporter.ntk.reference import ApplyFn
 # kernel(trainable, frozen, x1, x2) -> (n1, n2, ...), the inputs of each side being a tuple of arrays.
 KernelFn = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], tuple[Any, ...]], Any]
 
-# Of neural-tangents, in order of trust: in float32 the first stays within 1e-5 of float64 where the last is off by 5e-3.
+# Of neural-tangents, in order of trust: in float32 the first stays within 1e-5 of float64, the last is off by 5e-3.
 NEURAL_TANGENTS = ("structured_derivatives", "ntk_vector_products", "jacobian_contraction")
 
 

@@ -15,8 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 def in_float64(fn: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
     """Returns `fn` as a function of the same arguments that computes in float64 throughout.
 
-    `fn` is traced in its own dtypes; then every float16, bfloat16 and float32 value, constant and dtype parameter of its
-    jaxpr, nested ones included, becomes float64. So it stays the same function of its arguments: constants keep the
+    `fn` is traced in its own dtypes; then every float16, bfloat16 and float32 value, constant and dtype parameter of
+    its jaxpr, nested ones included, becomes float64. So it stays the same function of its arguments: constants keep the
     value that they have in float32, and only the rounding of intermediate values is gone. Custom derivatives are kept.
 
     Args:
@@ -54,7 +54,7 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
     env: dict[Any, Any] = {}
 
     def read(v: Any) -> Any:
-        return _widen(np.asarray(v.val, v.aval.dtype)) if isinstance(v, Literal) else env[v]
+        return _widen(np.asarray(v.val, jnp.result_type(v.aval))) if isinstance(v, Literal) else env[v]
 
     env.update(zip(jaxpr.constvars, map(_widen, consts), strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
@@ -80,7 +80,7 @@ def _evaluate_eqn(eqn: JaxprEqn, values: list[Any]) -> Sequence[Any]:
 def _widen_param(value: Any) -> Any:
     """A parameter of a primitive with its dtypes and jaxprs (of scan, while, cond, reduce) in float64."""
     if isinstance(value, ClosedJaxpr):
-        specs = [jax.ShapeDtypeStruct(v.aval.shape, _widened(v.aval.dtype)) for v in value.jaxpr.invars]
+        specs = [jax.ShapeDtypeStruct(v.shape, _widened(v.dtype)) for v in value.in_avals]
         return jax.make_jaxpr(lambda *args: _evaluate(value.jaxpr, value.consts, args))(*specs)
     if isinstance(value, Jaxpr):
         return _widen_param(ClosedJaxpr(value, ())).jaxpr

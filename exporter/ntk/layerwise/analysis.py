@@ -1,8 +1,8 @@
 """Finds the sites of a jaxpr, the equations in which a parameter meets data, and evaluates it with them perturbed.
 
 A value is constant, or made of parameters only (a prefix: reshapes, casts, weight normalization), or data. An equation
-of parameters and data is a site. A zero added to a site's output, or to its parameter where no rule knows better, leaves
-the model as it is; the derivatives with respect to all these zeros are what every parameter's Jacobian is made of.
+of parameters and data is a site. A zero added to a site's output, or to its parameter where no rule knows better,
+leaves the model as it is; the derivatives with respect to all these zeros are what Jacobians are made of.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from exporter.ntk.layerwise import rules
-from exporter.ntk.layerwise.equations import bind
+from exporter.ntk.layerwise.equations import aval, bind
 
 
 class Sort(enum.Enum):
@@ -100,12 +100,12 @@ class Trace:
             Param((-1 - i,), frozenset([i]), isometric=True) if sort is None else sort for i, sort in enumerate(sorts)
         ]
         walk = _Walk(self._bind, None)
-        specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+        specs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in closed.jaxpr.invars]
         jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
         self.sites = tuple(walk.sites)
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The outputs with `zeros` added at the sites, and for each site whose rule needs it the data that the parameter meets."""
+        """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""
         walk = _Walk(self._bind, iter(zeros))
         return [value for value, _ in self._run(walk, args)], walk.saved
 
@@ -183,11 +183,11 @@ class _Walk:
         self, rule: rules.Rule, eqn: JaxprEqn, operand: int, tagged: Tagged, data: Any = None, output: Any = None
     ) -> Any:
         """Records a site; returns its output, or for the generic rule its parameter, with a zero added."""
-        aval = eqn.invars[operand].aval
+        given = aval(eqn.invars[operand])
         value, param = tagged
         assert isinstance(param, Param)
-        perturbed, zeroed = (value, aval) if rule is rules.GENERIC else (output, eqn.outvars[0].aval)
-        shape, axes = tuple(aval.shape), tuple(range(aval.ndim))
+        perturbed, zeroed = (value, given) if rule is rules.GENERIC else (output, aval(eqn.outvars[0]))
+        shape, axes = tuple(given.shape), tuple(range(given.ndim))
         if rule.elementwise and param.base is not None:
             value, param, axes = param.base
             shape = jax.numpy.shape(value)
@@ -214,7 +214,7 @@ class _Walk:
         if self._params_only:
             outs = run_body(inner, [*consts, *[None] * (len(inputs) - n_consts)])
         else:
-            specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
+            specs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in body.jaxpr.invars]
             jax.eval_shape(lambda args: outs.extend(run_body(inner, args)), specs)
         if any(isinstance(tag, Param) for _, tag in outs):
             return None
@@ -248,11 +248,11 @@ def _param(eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> Param
     key: tuple[Any, ...] = place
     if len(params) == len(tags):  # nothing but parameters: the same operation on the same ones gives the same
         key = (name, str(eqn.params), place[-1], *(param.key for param in params))
-    first, aval = eqn.invars[0].aval, eqn.outvars[0].aval
+    first, output = aval(eqn.invars[0]), aval(eqn.outvars[0])
     broadcast = name == "broadcast_in_dim"
-    reordered = name in _REORDERING or (broadcast and first.size == aval.size)
+    reordered = name in _REORDERING or (broadcast and first.size == output.size)
     if reordered and isinstance(tags[0], Param):
-        return Param(key, leaves, tags[0].isometric and jax.numpy.issubdtype(aval.dtype, jax.numpy.floating))
+        return Param(key, leaves, tags[0].isometric and jax.numpy.issubdtype(output.dtype, jax.numpy.floating))
     if broadcast and isinstance(tags[0], Param):
         return Param(key, leaves, base=(inputs[0][0], tags[0], tuple(eqn.params["broadcast_dimensions"])))
     return Param(key, leaves)

@@ -15,6 +15,7 @@ which never makes a G, and costs T² where that costs I J.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def index_gram(index1: Array, d1: Array, index2: Array, d2: Array) -> Array:
     return _sum_positions(same[:, :, None].astype(d1.dtype), d1[..., None, :, :], d2[..., None, :, :])
 
 
-FORMS = {"explicit": explicit, "joined": joined, "gram": gram, "index": index_gram}
+FORMS: dict[str, Callable[..., Array]] = {"explicit": explicit, "joined": joined, "gram": gram, "index": index_gram}
 
 
 def _sum_positions(aa: Array, d1: Array, d2: Array) -> Array:

@@ -14,12 +14,12 @@ from jax import lax
 from jax.core import jaxprs_in_params
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from exporter.ntk.layerwise.equations import bind
+from exporter.ntk.layerwise.equations import aval, bind
 
 Array = Any
 
-# XLA:CPU's convolution of few positions (8×8 and fewer) is slower than a sum of matrix products, one for each tap; where
-# the kernel is larger than its input it falls back to scalar loops, 200 times slower (measured with XLA of TF 2.21).
+# XLA:CPU's convolution of few positions (8×8 and fewer) is slower than a sum of matrix products, one for each tap; and
+# where the kernel is larger than its input it takes scalar loops, 200 times slower (measured with the XLA of TF 2.21).
 FEW_POSITIONS = 64
 
 
@@ -47,7 +47,7 @@ class Window:
     def of(cls, eqn: JaxprEqn) -> Window:
         """The window of a `conv_general_dilated` equation."""
         p, dn = eqn.params, eqn.params["dimension_numbers"]
-        a, w = (v.aval.shape for v in eqn.invars)
+        a, w = (aval(v).shape for v in eqn.invars)
         return cls(
             tuple(a[axis] for axis in dn.lhs_spec[2:]),
             tuple(w[axis] for axis in dn.rhs_spec[2:]),
@@ -134,7 +134,7 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     """The outputs of an equation; of a convolution that XLA is slow at on CPUs, as a sum over the kernel's taps.
 
     XLA fuses this sum. Its derivative is such a sum too, and not the sum of padded pieces that differentiating it would
-    give. The kernel's derivative is not needed, and zero: a parameter's Jacobian comes from the derivatives at its site.
+    give. The kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites.
     """
     if not _is_slow_on_cpu(eqn):
         return bind(eqn, values)

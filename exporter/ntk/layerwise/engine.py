@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from jax import lax
 from exporter.ntk.layerwise import contract, convolution, rules
 from exporter.ntk.layerwise.analysis import Bind, Site, Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
-from exporter.ntk.layerwise.equations import bind
+from exporter.ntk.layerwise.equations import aval, bind
 from exporter.ntk.layerwise.outputs import OutputAxes
 
 Array = Any
@@ -35,31 +34,40 @@ def layerwise_kernel_fn(
 ) -> Callable[..., Array]:
     """kernel(trainable, frozen, x1, x2) = J(x1) J(x2)ᵀ as `exporter.ntk.kernel.kernel_fn` describes it.
 
-    Lowered for several platforms, each gets the convolutions that it is fast at. With x2 None it is the kernel of x1 with itself, whose features are computed once. If the derivatives of all outputs
-    would take more than `memory` bytes, they are made for some outputs at a time, with a forward pass for each such part.
+    Lowered for several platforms, each gets the convolutions that it is fast at. With x2 None it is the kernel of x1
+    with itself, whose features are computed once. If the derivatives of all outputs would take more than `memory`
+    bytes, they are made for some outputs at a time, with a forward pass for each such part.
     """
-    axes = {"trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
         if coupled:  # the whole batch is the one example, and its batch axis an axis of the output like others
-            x1, x2 = (None if x is None else tuple(a[None] for a in x) for x in (x1, x2))
+            x1, x2 = tuple(a[None] for a in x1), None if x2 is None else tuple(a[None] for a in x2)
         counts = None if coupled else (x1[0].shape[0], (x1 if x2 is None else x2)[0].shape[0])
 
-        def lowered_by(bind_data: Bind) -> Callable[..., Array]:
-            make = functools.partial(
-                ExampleFeatures, apply_fn, trainable, frozen, counts=counts, bind_data=bind_data, **axes
+        def features(x: tuple[Array, ...], bind_data: Bind) -> ExampleFeatures:
+            return ExampleFeatures(
+                apply_fn,
+                trainable,
+                frozen,
+                x,
+                counts=counts,
+                trace_axes=trace_axes,
+                diagonal_axes=diagonal_axes,
+                bind_data=bind_data,
             )
-            left = make(x1)
-            right = make(x2) if coupled and x2 is not None else left
-            return functools.partial(_kernel, left, right, counts=counts, memory=memory)
 
-        default, on_cpu = lowered_by(bind), lowered_by(convolution.bind_on_cpu)
-        args = (trainable, frozen, x1, x2)
-        if default.args[0].has_slow_convolutions:
-            kernel = lax.platform_dependent(*args, cpu=on_cpu, default=default)
+        def computed_by(bind_data: Bind) -> Array:
+            left = features(x1, bind_data)
+            right = left if x2 is None or not coupled else features(x2, bind_data)
+            return _kernel(left, right, trainable, frozen, x1, x2, counts=counts, memory=memory)
+
+        if convolution.has_slow_convolutions(features(x1, bind).jaxpr):
+            total = lax.platform_dependent(
+                cpu=lambda: computed_by(convolution.bind_on_cpu), default=lambda: computed_by(bind)
+            )
         else:
-            kernel = default(*args)
-        return kernel[0, 0] if coupled else kernel
+            total = computed_by(bind)
+        return total[0, 0] if coupled else total
 
     return kernel
 
@@ -126,7 +134,7 @@ class ExampleFeatures:
       sites: where parameters meet data.
       shapes: of each site's factors, None where its rule has none.
       components: the sites, grouped.
-      has_slow_convolutions: whether `convolution.bind_on_cpu` would differ from `bind`.
+      jaxpr: `apply_fn` of one example.
     """
 
     def __init__(
@@ -159,7 +167,7 @@ class ExampleFeatures:
         closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
         self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], bind_data)
-        self.has_slow_convolutions = convolution.has_slow_convolutions(closed.jaxpr)
+        self.jaxpr = closed.jaxpr
         self._shape, self.dtype = output.shape, output.dtype
         batch_axes = 0 if self._coupled else 1
         self.axes = OutputAxes(
@@ -317,7 +325,7 @@ def _factor_shape(site: Site) -> Shape | None:
     """The sizes of a site's factors, None if its rule has none."""
     if site.rule.factors is None:
         return None
-    data = site.eqn.invars[1 - site.operand].aval
+    data = aval(site.eqn.invars[1 - site.operand])
     a, d = jax.eval_shape(
         lambda a, d: _factors(site, a, d),
         jax.ShapeDtypeStruct((*site.steps, *data.shape), data.dtype),

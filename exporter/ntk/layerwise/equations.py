@@ -13,3 +13,8 @@ def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     subfuns, params = eqn.primitive.get_bind_params(eqn.params)
     out = eqn.primitive.bind(*subfuns, *values, **params)
     return out if eqn.primitive.multiple_results else [out]
+
+
+def aval(variable: Any) -> Any:
+    """The shape and dtype of an equation's input or output."""
+    return variable.aval

@@ -43,7 +43,7 @@ class OutputAxes:
     def arrange(self, kernel: Array, right: OutputAxes) -> Array:
         """The kernel (n1, n2, D, K1, K2) of this output with another in neural_tangents' order, its trace averaged.
 
-        That is (n1, n2, ...) with, for each axis in the output's order, two axes if it is kept and one if it is diagonal.
+        That is (n1, n2, ...) with, for each axis of the output in its order, two axes if kept and one if diagonal.
         """
         sizes = [self._shape[a] for a in [*self._diagonal, *self._kept]] + [right._shape[a] for a in right._kept]
         kernel = (kernel / self.traced).reshape(*kernel.shape[:2], *sizes)

@@ -3,7 +3,8 @@
 With D = ∂f/∂y, y the output of the site's equation, of shape (R, *y) for R outputs f of one example, and the equation's
 data input, the Jacobian with respect to the site's parameter is
 
-    dense, einsum      G[b] = Σ_t a[b, t] D[b, t]ᵀ      a the data as (B, T, I), D as (R, B, T, J): B batch entries, T positions
+    dense, einsum      G[b] = Σ_t a[b, t] D[b, t]ᵀ, with a the data as (B, T, I) and D as (R, B, T, J), for B batch
+                       entries and T positions
     convolution        the same: a[b, t] the patch of group b under output position t
     embedding          the same: a one-hot, which is never written out: only the index is kept
     add, sub, mul      G = ± D (times the data), summed over the axes along which the parameter is repeated
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from exporter.ntk.layerwise import convolution
-from exporter.ntk.layerwise.equations import bind
+from exporter.ntk.layerwise.equations import aval, bind
 
 if TYPE_CHECKING:
     from exporter.ntk.layerwise.analysis import Site
@@ -38,7 +39,7 @@ def _derivative(site: Site, data: Array, d: Array) -> Array:
     def fn(parameter: Array) -> Array:
         return bind(site.eqn, (parameter, data) if site.operand == 0 else (data, parameter))[0]
 
-    _, vjp = jax.vjp(fn, jnp.zeros(site.shape, site.eqn.invars[site.operand].aval.dtype))
+    _, vjp = jax.vjp(fn, jnp.zeros(site.shape, aval(site.eqn.invars[site.operand]).dtype))
     return jax.vmap(lambda cotangent: vjp(cotangent)[0])(d)
 
 
@@ -117,12 +118,12 @@ SCALE = Rule(
 
 
 def _dense_dims(site: Site) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Batch, contracted and free axes of the data and of the parameter; and the output's axes as batch, data, parameter."""
+    """Batch, contracted and free axes of data and parameter; and the output's axes as batch, data, parameter."""
     contracted, batch = site.eqn.params["dimension_numbers"]
     sides = []
     for k in (1 - site.operand, site.operand):
         used = [*batch[k], *contracted[k]]
-        free = [axis for axis in range(site.eqn.invars[k].aval.ndim) if axis not in used]
+        free = [axis for axis in range(aval(site.eqn.invars[k]).ndim) if axis not in used]
         sides.append([list(batch[k]), list(contracted[k]), free])
     b, data, param = len(batch[0]), len(sides[0][2]), len(sides[1][2])
     if site.operand == 1:
@@ -177,17 +178,16 @@ CONVOLUTION = Rule("convolution", factors=_conv_factors, assemble=_conv_assemble
 
 def _is_embedding(eqn: JaxprEqn) -> bool:
     """Whether whole rows of a table are gathered, one for each index."""
-    dn, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
+    dn, table = eqn.params["dimension_numbers"], aval(eqn.invars[0])
     rows = dn.collapsed_slice_dims
-    full = all(
-        size == (1 if axis in rows else table.shape[axis]) for axis, size in enumerate(eqn.params["slice_sizes"])
-    )
-    return len(rows) == 1 and dn.start_index_map == rows and not dn.operand_batching_dims and full
+    full = tuple(1 if axis in rows else size for axis, size in enumerate(table.shape))
+    whole_rows = len(rows) == 1 and dn.start_index_map == rows and tuple(eqn.params["slice_sizes"]) == full
+    return whole_rows and not dn.operand_batching_dims
 
 
 def _embedding_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
     eqn, dn = site.eqn, site.eqn.params["dimension_numbers"]
-    rows = eqn.invars[0].aval.shape[dn.collapsed_slice_dims[0]]
+    rows = aval(eqn.invars[0]).shape[dn.collapsed_slice_dims[0]]
     index = data.reshape(-1)
     if eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP:
         index = jnp.clip(index, 0, rows - 1)
