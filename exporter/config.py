@@ -48,7 +48,7 @@ class NtkConfig:
     Lists may be given as any sequence, a list of one entry as that entry; they are kept as tuples.
 
     Attributes:
-      implementation: how the kernel is computed, one of `IMPLEMENTATIONS`; "auto" measures and takes the fastest.
+      implementation: how the kernel is computed, one of `IMPLEMENTATIONS`; "auto" is "layerwise".
       trace_axes: axes of the output that the kernel is averaged over (`neural_tangents.empirical_ntk_fn`).
       diagonal_axes: axes of the output of which only the kernel's diagonal is computed.
       vmap_axes: 0 if no example's output depends on another example, None if some do, "auto" to find out: 0 if the

@@ -105,8 +105,9 @@ def export_savedmodel(
         manifest = _manifest(plan, choice, verification)
         path = staging.path / MANIFEST
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        return ExportResult(staging.publish(), manifest)
+        text = json.dumps(manifest, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
+        return ExportResult(staging.publish(), json.loads(text))
 
 
 def _build(plan: Plan, choice: Choice) -> KernelModule:

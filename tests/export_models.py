@@ -31,6 +31,13 @@ def tokens() -> keras.Model:
     return model
 
 
+def lstm() -> keras.Model:
+    """A loop that reverse mode has to go through."""
+    model = keras.Sequential([keras.Input((3, 2)), L.LSTM(3), L.Dense(2)])
+    models.randomize(model.variables)
+    return model
+
+
 class BatchMean(L.Layer):
     """Takes off the mean over the batch, which couples the examples."""
 
@@ -52,16 +59,23 @@ def zoo(model_id: str) -> Callable[[], Any]:
 
 
 STRUCTURED = {"implementation": "structured_derivatives"}
-SOME = ("ntk", "ntk_symmetric", "forward")
 EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "cnn": (zoo("residual"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu", "cuda", "tpu"))),
-    "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=SOME)),
+    "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
     "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(platforms=("cpu",))),
-    "lstm": (zoo("lstm"), NtkConfig(**STRUCTURED), ExportConfig(signatures=SOME)),
+    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
     "module": (zoo("tf_module"), NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk_diagonal", "ntk_symmetric"))),
-    "coupled": (coupled, NtkConfig(vmap_axes=None), ExportConfig(platforms=("cpu",))),
-    "all_axes": (zoo("spatial_output"), NtkConfig(trace_axes=(), diagonal_axes=(1,), **STRUCTURED), ExportConfig()),
-    "float64": (zoo("batch_norm"), NtkConfig(precision="float64", **STRUCTURED), ExportConfig(verify={"rtol": 1e-12})),
+    "coupled": (coupled, NtkConfig(vmap_axes=None), ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal"))),
+    "all_axes": (
+        zoo("spatial_output"),
+        NtkConfig(trace_axes=(), diagonal_axes=(1,), **STRUCTURED),
+        ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal")),
+    ),
+    "float64": (
+        zoo("batch_norm"),
+        NtkConfig(precision="float64", **STRUCTURED),
+        ExportConfig(signatures=("ntk", "forward"), verify={"rtol": 1e-12}),
+    ),
 }
 
 

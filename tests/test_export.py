@@ -30,7 +30,7 @@ each_export = pytest.mark.parametrize("name", export_models.EXPORTS)
 
 
 def exports_with(signature, coupled=True):
-    """Those with that signature, with or without the one whose examples influence each other."""
+    """The exports with that signature, with or without the one whose examples influence each other."""
     names = [name for name, (_, _, export) in export_models.EXPORTS.items() if signature in export.signatures]
     return pytest.mark.parametrize("name", [name for name in names if coupled or name != "coupled"])
 
@@ -42,9 +42,13 @@ def exports_with(signature, coupled=True):
 def test_structured_derivatives_are_within_1e_5_of_the_float64_reference(entry):
     plan = make_plan(entry.build(), NtkConfig(output=entry.options.get("output")), ExportConfig())
     model = plan.model
-    x1, x2 = models.random_inputs(model.inputs, 3, seed=2), models.random_inputs(model.inputs, 2, seed=3)
-    kernel = jax.jit(plan.kernel("structured_derivatives"))(model.trainable, model.frozen, x1, x2)
-    expected = reference_ntk(model.apply_fn, model.trainable, model.frozen, x1, x2, **plan.axes)
+    x1 = models.random_inputs(model.inputs, 3, seed=2)
+    x2 = tuple(a[1:] for a in x1)
+    quick = {"xla_backend_optimization_level": 0}  # of the machine code, which is most of the compile time
+    kernel = jax.jit(plan.kernel("structured_derivatives"), compiler_options=quick)(
+        model.trainable, model.frozen, x1, x2
+    )
+    expected = reference_ntk(model.apply_fn, model.trainable, model.frozen, x1, **plan.axes)[:, 1:]
     assert kernel.shape == expected.shape
     assert kernel.dtype == np.float32
     assert np.max(np.abs(kernel - expected)) <= 1e-5 * np.max(np.abs(expected))
@@ -116,7 +120,7 @@ def test_ntk_with_params(exported, name):
     one.assert_close(own, one.reference(x1, x2))
 
 
-@each_export
+@pytest.mark.parametrize("name", ["cnn", "two_inputs"])
 def test_signatures_and_methods_agree(exported, name):
     one = exported(name)
     inputs = one.plan.served.inputs
@@ -235,7 +239,7 @@ def test_version_follows_the_last(tmp_path):
 def test_manifest_is_that_of_the_result(exported, name):
     one = exported(name)
     manifest = json.loads((one.path / "assets.extra" / "ntk_manifest.json").read_text(encoding="utf-8"))
-    assert manifest == json.loads(json.dumps(one.result.manifest))
+    assert manifest == one.result.manifest
     assert NtkConfig(**manifest["configuration"]["ntk"]) == one.plan.ntk
     assert ExportConfig(**manifest["configuration"]["export"]) == one.plan.export
     errors = manifest["verification"]["errors"]
@@ -246,10 +250,10 @@ def test_manifest_is_that_of_the_result(exported, name):
 def test_manifest(exported):
     manifest = exported("cnn").result.manifest
     model = exported("cnn").plan.model
-    assert manifest["inputs"] == [{"name": model.inputs[0].name, "shape": (None, 5, 4, 3), "dtype": "float32"}]
-    assert manifest["output"]["shape"] == (None, 2)
-    assert manifest["kernel"] == {"shape": (None, None), "dtype": "float32"}
-    assert manifest["platforms"] == ("cpu", "cuda", "tpu")
+    assert manifest["inputs"] == [{"name": model.inputs[0].name, "shape": [None, 5, 4, 3], "dtype": "float32"}]
+    assert manifest["output"]["shape"] == [None, 2]
+    assert manifest["kernel"] == {"shape": [None, None], "dtype": "float32"}
+    assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     assert manifest["implementation"] == "structured_derivatives"
     assert manifest["block"] >= 1
     assert manifest["versions"]["ntk-exporter"] == exporter.__version__
@@ -366,7 +370,7 @@ def export_in_a_process(base_dir, limit=0):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-FULL = "Writing failed: expected room for the SavedModel, received {!r}. Free disk space or choose another --output."
+FULL = "Writing failed: expected room for the SavedModel, received {!r}. Free disk space or change --output."
 
 
 def test_full_disk(tmp_path):

@@ -91,8 +91,9 @@ def test_other_values_in_a_variable(exported, tmp_path):
         check(one.plan, tmp_path, ("ntk_diagonal", "ntk"))
     found = re.fullmatch(
         r"Verification failed: expected signature ntk_diagonal within 0\.0001 of float64 \(relative to its largest "
-        r"entry\), received a difference of (?P<error>\S+); furthest at \[(?P<where>\d)\]: (?P<value>\S+), where float64 "
-        r"gives (?P<expected>\S+)\. Choose another ntk\.implementation or ntk\.precision, or a larger export\.verify\.rtol\.",
+        r"entry\), received a difference of (?P<error>\S+); furthest at \[(?P<where>\d)\]: (?P<value>\S+), "
+        r"where float64 gives (?P<expected>\S+)\. Choose another ntk\.implementation or ntk\.precision, or a larger "
+        r"export\.verify\.rtol\.",
         str(error.value),
     )
     assert found, error.value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from exporter.ntk.layerwise import rules
 from exporter.ntk.layerwise.equations import aval, bind
+from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true
 
 
 class Sort(enum.Enum):
@@ -81,37 +82,35 @@ class Site:
         return str(self.eqn.source_info.name_stack)
 
 
-Bind = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
-
-
 class Trace:
     """A jaxpr whose inputs are parameters, constants and data, and its sites."""
 
-    def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None], bind: Bind = bind) -> None:
+    def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None], lowering: Lowering = DEFAULT) -> None:
         """Finds the sites.
 
         Args:
           closed: the jaxpr.
           sorts: of each input: None for a parameter.
-          bind: computes the outputs of an equation of its input values, if some of these are data.
+          lowering: how equations of data are computed, and derivatives at sites.
         """
-        self._closed, self._bind = closed, bind
+        self._closed, self._lowering = closed, lowering
         self._tags: list[Tag] = [
             Param((-1 - i,), frozenset([i]), isometric=True) if sort is None else sort for i, sort in enumerate(sorts)
         ]
-        walk = _Walk(self._bind, None)
+        walk = _Walk(self._lowering, None)
         specs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in closed.jaxpr.invars]
         jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
         self.sites = tuple(walk.sites)
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""
-        walk = _Walk(self._bind, iter(zeros))
+        true = opaque_true(args[0]) if self._lowering.materializes else None
+        walk = _Walk(self._lowering, iter(zeros), true)
         return [value for value, _ in self._run(walk, args)], walk.saved
 
     def operands(self, variables: Sequence[Any]) -> list[Any]:
         """The parameter at each site, as a function of the jaxpr's parameters and constants."""
-        walk = _Walk(self._bind, None, params_only=True)
+        walk = _Walk(self._lowering, None, params_only=True)
         self._run(walk, [*variables, *[None] * (len(self._tags) - len(variables))])
         return walk.operands
 
@@ -126,8 +125,10 @@ _CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpo
 class _Walk:
     """One evaluation of the jaxpr: to find sites, to perturb them (with `zeros`), or for the prefixes alone."""
 
-    def __init__(self, bind: Bind, zeros: Iterator[Any] | None, *, params_only: bool = False) -> None:
-        self._bind_data, self._zeros = bind, zeros
+    def __init__(
+        self, lowering: Lowering, zeros: Iterator[Any] | None, true: Any = None, *, params_only: bool = False
+    ) -> None:
+        self._lowering, self._zeros, self._true = lowering, zeros, true
         self._params_only = params_only
         self.sites: list[Site] = []
         self.saved: list[Any] = []
@@ -164,7 +165,7 @@ class _Walk:
     def _bind(self, eqn: JaxprEqn, values: Sequence[Any], tag: Tag) -> Sequence[Any]:
         if self._params_only and tag is Sort.DATA:
             return [None] * len(eqn.outvars)
-        return self._bind_data(eqn, values) if tag is Sort.DATA else bind(eqn, values)
+        return self._lowering.bind(eqn, values) if tag is Sort.DATA else bind(eqn, values)
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
         """The equation with zeros added to its output if a rule knows its one parameter, else to all its parameters."""
@@ -194,7 +195,9 @@ class _Walk:
         self.operands.append(value)
         self.saved.append(data if rule.needs_data else None)
         self.sites.append(Site(rule, eqn, operand, param, shape, axes, zeroed.dtype, tuple(zeroed.shape)))
-        return perturbed if self._zeros is None else perturbed + next(self._zeros)
+        if self._zeros is not None:
+            perturbed = perturbed + next(self._zeros)
+        return perturbed if self._true is None else materialized(perturbed, self._true)
 
     def _scan(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tagged] | None:
         """A scan with the sites of its body perturbed at every step; None if its results are made of parameters only.
@@ -208,7 +211,7 @@ class _Walk:
         def run_body(walk: _Walk, args: Sequence[Any]) -> list[Tagged]:
             return walk.run(body.jaxpr, body.consts, list(zip(args, tags, strict=True)), (*place, -1))
 
-        inner = _Walk(self._bind_data, None, params_only=self._params_only)
+        inner = _Walk(self._lowering, None, params_only=self._params_only)
         outs: list[Tagged] = []
         consts = [value for value, _ in inputs[:n_consts]]
         if self._params_only:
@@ -230,7 +233,7 @@ class _Walk:
 
         def step(carry: list[Any], slices: tuple[list[Any], Any]) -> tuple[list[Any], tuple[list[Any], list[Any]]]:
             x, eps = slices
-            walk = _Walk(self._bind_data, None if eps is None else iter(eps))
+            walk = _Walk(self._lowering, None if eps is None else iter(eps))
             results = [value for value, _ in run_body(walk, [*consts, *carry, *x])]
             return results[:n_carry], (results[n_carry:], walk.saved)
 

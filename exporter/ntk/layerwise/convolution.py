@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import jaxprs_in_params
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from exporter.ntk.layerwise.equations import aval, bind
 
@@ -111,14 +110,6 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
         a = jnp.stack(taps, 1 + axis)
     a = a.reshape(groups, -1, math.prod(window.kernel), math.prod(a.shape[1 + rank :]))
     return jnp.transpose(a, (0, 3, 2, 1)).reshape(groups, a.shape[3], -1)
-
-
-def has_slow_convolutions(jaxpr: Jaxpr) -> bool:
-    """Whether `bind_on_cpu` would do anything else than XLA for a jaxpr, nested ones included."""
-    return any(
-        _is_slow_on_cpu(eqn) or any(has_slow_convolutions(sub) for sub in jaxprs_in_params(eqn.params))
-        for eqn in jaxpr.eqns
-    )
 
 
 def _is_slow_on_cpu(eqn: JaxprEqn) -> bool:

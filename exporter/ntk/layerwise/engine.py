@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from exporter.ntk.layerwise import contract, convolution, rules
-from exporter.ntk.layerwise.analysis import Bind, Site, Sort, Trace
+from exporter.ntk.layerwise import contract, lowering, rules
+from exporter.ntk.layerwise.analysis import Site, Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
-from exporter.ntk.layerwise.equations import aval, bind
+from exporter.ntk.layerwise.equations import aval
+from exporter.ntk.layerwise.lowering import Lowering
 from exporter.ntk.layerwise.outputs import OutputAxes
 
 Array = Any
@@ -44,7 +45,7 @@ def layerwise_kernel_fn(
             x1, x2 = tuple(a[None] for a in x1), None if x2 is None else tuple(a[None] for a in x2)
         counts = None if coupled else (x1[0].shape[0], (x1 if x2 is None else x2)[0].shape[0])
 
-        def features(x: tuple[Array, ...], bind_data: Bind) -> ExampleFeatures:
+        def features(x: tuple[Array, ...], how: Lowering) -> ExampleFeatures:
             return ExampleFeatures(
                 apply_fn,
                 trainable,
@@ -53,20 +54,17 @@ def layerwise_kernel_fn(
                 counts=counts,
                 trace_axes=trace_axes,
                 diagonal_axes=diagonal_axes,
-                bind_data=bind_data,
+                how=how,
             )
 
-        def computed_by(bind_data: Bind) -> Array:
-            left = features(x1, bind_data)
-            right = left if x2 is None or not coupled else features(x2, bind_data)
+        def computed_by(how: Lowering) -> Array:
+            left = features(x1, how)
+            right = left if x2 is None or not coupled else features(x2, how)
             return _kernel(left, right, trainable, frozen, x1, x2, counts=counts, memory=memory)
 
-        if convolution.has_slow_convolutions(features(x1, bind).jaxpr):
-            total = lax.platform_dependent(
-                cpu=lambda: computed_by(convolution.bind_on_cpu), default=lambda: computed_by(bind)
-            )
-        else:
-            total = computed_by(bind)
+        total = lax.platform_dependent(
+            cpu=lambda: computed_by(lowering.CPU), default=lambda: computed_by(lowering.DEFAULT)
+        )
         return total[0, 0] if coupled else total
 
     return kernel
@@ -134,7 +132,6 @@ class ExampleFeatures:
       sites: where parameters meet data.
       shapes: of each site's factors, None where its rule has none.
       components: the sites, grouped.
-      jaxpr: `apply_fn` of one example.
     """
 
     def __init__(
@@ -147,7 +144,7 @@ class ExampleFeatures:
         counts: tuple[int, int] | None,
         trace_axes: Sequence[int],
         diagonal_axes: Sequence[int],
-        bind_data: Bind = bind,
+        how: Lowering = lowering.DEFAULT,
     ) -> None:
         """Traces `apply_fn` on one example and decides how each site is contracted.
 
@@ -159,15 +156,14 @@ class ExampleFeatures:
           counts: numbers of examples of the kernel's two sides; None if examples are coupled.
           trace_axes: axes of the output to average over, counted from the batch axis and not negative.
           diagonal_axes: axes of the output of which only equal positions are kept.
-          bind_data: how equations of data are computed.
+          how: what is done for the platform.
         """
         self._coupled = counts is None
         example = tuple(jax.ShapeDtypeStruct(a.shape[1:] if self._coupled else (1, *a.shape[1:]), a.dtype) for a in x)
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
         closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
-        self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], bind_data)
-        self.jaxpr = closed.jaxpr
+        self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], how)
         self._shape, self.dtype = output.shape, output.dtype
         batch_axes = 0 if self._coupled else 1
         self.axes = OutputAxes(
@@ -180,14 +176,13 @@ class ExampleFeatures:
         self.components = tuple(self._components(counts))
 
     def outputs_at_once(self, examples: int, memory: int) -> int:
-        """How many outputs' derivatives at all sites, of so many examples, fit into so many bytes; 1 at least."""
-        numbers = sum(math.prod(site.steps + site.perturbed) for site in self.sites)
-        numbers += sum(
-            math.prod(self.sites[g[0]].shape)
-            for c in self.components
-            if c.form in ("explicit", "joined")
-            for g in c.groups
-        )
+        """How many outputs' features, of so many examples, fit into so many bytes; 1 at least."""
+        derivatives = [math.prod(site.steps + site.perturbed) for site in self.sites]
+        numbers = max(derivatives)  # of the site at work; the others' are no longer or not yet there
+        for component in self.components:
+            for group in component.groups:
+                kept = component.form in ("gram", "index")
+                numbers += sum(derivatives[k] for k in group) if kept else math.prod(self.sites[group[0]].shape)
         return max(1, memory // (examples * numbers * np.dtype(self.dtype).itemsize))
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], basis: Array) -> list[list[Features]]:
@@ -301,7 +296,8 @@ def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_
     if d * c * k <= outputs_at_once:
         return fn(*bases)
     axis, others = (0, c * k) if d > 1 else (1, k)
-    size = max(1, outputs_at_once // others)
+    chunks_needed = -(-bases[0].shape[axis] // max(1, outputs_at_once // others))
+    size = -(-bases[0].shape[axis] // chunks_needed)
     chunks = [_chunks(basis, axis, size) for basis in bases]
     if axis == 1:
         specs = jax.eval_shape(fn, *(b[0] for b in chunks))

@@ -1,0 +1,50 @@
+"""Large models of keras.applications, as their users have them."""
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+from exporter.config import ExportConfig, NtkConfig
+from exporter.ntk.reference import reference_ntk
+from exporter.plan import make_plan
+
+pytestmark = pytest.mark.slow
+
+SIZE = 32
+
+
+def images(n, low, high, seed):
+    return np.random.default_rng(seed).uniform(low, high, (n, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def set_statistics(model, x):
+    """BatchNorm statistics of a batch that keep the scale of what passes through.
+
+    Those of a new model let it vanish in some; and the batch's own means and variances, with random weights, make small
+    changes grow from layer to layer, rounding errors too: the output then is off by 1e-5 in float32.
+    """
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in layers:
+        layer.momentum = 0.0
+    model(x, training=True)
+    for layer in layers:
+        square = keras.ops.mean(layer.moving_variance + layer.moving_mean**2)
+        layer.moving_variance.assign(keras.ops.full(layer.moving_variance.shape, square))
+        layer.moving_mean.assign(keras.ops.zeros(layer.moving_mean.shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("MobileNet", -1, 1), ("ResNet50", -1, 1), ("EfficientNetB0", 0, 255)]
+)
+def test_structured_derivatives_are_within_1e_5_of_the_float64_reference(name, low, high):
+    keras.utils.set_random_seed(0)
+    build = getattr(keras.applications, name)
+    model = build(weights=None, classes=10, input_shape=(SIZE, SIZE, 3), classifier_activation=None)
+    set_statistics(model, images(16, low, high, seed=0))
+    plan = make_plan(model, NtkConfig(), ExportConfig())
+    arguments = (plan.model.trainable, plan.model.frozen, (images(2, low, high, seed=1),))
+    kernel = jax.jit(lambda params, frozen, x: plan.kernel("structured_derivatives")(params, frozen, x, x))(*arguments)
+    expected = reference_ntk(plan.model.apply_fn, *arguments, memory=2 << 30, **plan.axes)
+    assert kernel.shape == (2, 2)
+    assert np.max(np.abs(kernel - expected)) <= 1e-5 * np.max(np.abs(expected))
