@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m examples.digits demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

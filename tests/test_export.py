@@ -16,6 +16,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import exporter
 from exporter.config import SIGNATURES, ExportConfig, NtkConfig
@@ -44,10 +45,7 @@ def test_structured_derivatives_are_within_1e_5_of_the_float64_reference(entry):
     model = plan.model
     x1 = models.random_inputs(model.inputs, 3, seed=2)
     x2 = tuple(a[1:] for a in x1)
-    quick = {"xla_backend_optimization_level": 0}  # of the machine code, which is most of the compile time
-    kernel = jax.jit(plan.kernel("structured_derivatives"), compiler_options=quick)(
-        model.trainable, model.frozen, x1, x2
-    )
+    kernel = jax.jit(plan.kernel("structured_derivatives"))(model.trainable, model.frozen, x1, x2)
     expected = reference_ntk(model.apply_fn, model.trainable, model.frozen, x1, **plan.axes)[:, 1:]
     assert kernel.shape == expected.shape
     assert kernel.dtype == np.float32
@@ -272,6 +270,50 @@ def test_manifest(exported):
     assert manifest["verification"]["examples"] == 8
     assert manifest["verification"]["smallest_eigenvalue"] > -1e-5
     assert manifest["verification"]["seconds"]["load"] > 0
+
+
+@pytest.mark.parametrize("name", ["cnn", "lstm", "coupled"])
+def test_nothing_of_this_machine_is_in_the_bytes(exported, name):
+    one = exported(name)
+    data = b"".join(path.read_bytes() for path in one.path.rglob("*") if path.is_file())
+    own = [os.getcwd(), os.path.expanduser("~"), sys.prefix, os.path.dirname(__file__), str(one.path.parent), ".py"]
+    assert b"XlaCallModule" in data
+    assert [text for text in own if text.encode() in data] == []
+
+
+def test_programs(exported):
+    """All are of the version that every supported TensorFlow reads, and for the platforms asked for."""
+    model = saved_model_pb2.SavedModel()
+    model.ParseFromString((exported("cnn").path / "saved_model.pb").read_bytes())
+    functions = model.meta_graphs[0].graph_def.library.function
+    programs = [node for function in functions for node in function.node_def if node.op == "XlaCallModule"]
+    assert len(programs) >= 3  # the kernel, its diagonal, the model
+    for program in programs:
+        assert program.attr["version"].i == 9
+        assert list(program.attr["platforms"].list.s) == [b"CPU", b"CUDA", b"TPU"]
+
+
+def test_wrong_shapes_do_not_reach_xla(exported):
+    """As TF Serving calls it, where no Python checks shapes."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(exported("cnn").path))
+        signature = meta_graph.signature_def["serving_default"]
+        x1, x2, ntk = (
+            session.graph.get_tensor_by_name(info.name)._as_tf_output()
+            for info in (signature.inputs["x1"], signature.inputs["x2"], signature.outputs["ntk"])
+        )
+
+        def call(shape1, shape2):
+            feeds = {x1: np.ones(shape1, np.float32), x2: np.ones(shape2, np.float32)}
+            return session._call_tf_sessionrun(None, feeds, [ntk], [], None)[0]
+
+        assert call((2, 5, 4, 3), (3, 5, 4, 3)).shape == (2, 3)
+        for shape in [(3, 4, 5, 3), (3, 60), (5, 4, 3), (3, 5, 4, 3, 1), (0, 5, 4)]:
+            with pytest.raises(tf.errors.InvalidArgumentError) as error:
+                call((2, 5, 4, 3), shape)
+            received = " ".join(map(str, shape))
+            assert f"[ntk x2: expected float32 (n, 5, 4, 3), received] [{received}]" in str(error.value)
+            assert not re.search("stablehlo|mlir|XlaCallModule", str(error.value), re.IGNORECASE)
 
 
 def test_saved_model_cli_shows_every_signature(exported):

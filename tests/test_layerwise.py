@@ -78,7 +78,7 @@ def _conv_negative_padding(p, s, x):
 
 
 def _batch_norm(p, s, x):
-    inverse = lax.rsqrt(jnp.square(s["v"]) + 1e-3) * p["g"]
+    inverse = lax.rsqrt(jnp.square(s["v"]) + 0.3) * p["g"]
     return jnp.tanh(x * inverse + (p["b"] - s["m"] * inverse)) @ p["c"]
 
 

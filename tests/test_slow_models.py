@@ -14,6 +14,14 @@ pytestmark = pytest.mark.slow
 SIZE = 32
 
 
+@pytest.fixture(autouse=True)
+def optimised():
+    """Running these takes longer than compiling them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def images(n, low, high, seed):
     return np.random.default_rng(seed).uniform(low, high, (n, SIZE, SIZE, 3)).astype(np.float32)
 

@@ -158,3 +158,32 @@ _OPS: dict[str, OpFunction] = {
 }
 for _name, _function in _OPS.items():
     converts(_name)(simple(_function))
+
+
+# By slices, as neural-tangents differentiates no primitive of several results, such as JAX's `split`.
+
+
+@converts("Split")
+def _split(node: Any, library: Library) -> OpFunction:
+    count = node.attr["num_split"].i
+    return lambda axis, x: _slices(x, [x.shape[int(axis)] // count] * count, axis)
+
+
+@converts("SplitV")
+def _split_v(node: Any, library: Library) -> OpFunction:
+    return _slices
+
+
+@converts("Unpack")
+def _unpack(node: Any, library: Library) -> OpFunction:
+    count, axis = node.attr["num"].i, node.attr["axis"].i
+    return lambda x: tuple(part.squeeze(axis) for part in _slices(x, [1] * count, axis))
+
+
+def _slices(x: Any, sizes: Any, axis: Any) -> tuple[Any, ...]:
+    """`x` cut along an axis into parts of these sizes, of which one may be -1 for the rest."""
+    axis, sizes = int(axis), [int(size) for size in sizes]
+    rest = x.shape[axis] - sum(size for size in sizes if size >= 0)
+    ends = np.cumsum([rest if size < 0 else size for size in sizes]).tolist()
+    prefix = (slice(None),) * (axis % x.ndim)
+    return tuple(x[(*prefix, slice(start, end))] for start, end in zip([0, *ends], ends, strict=False))
