@@ -6,8 +6,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax  # noqa: E402  # after the environment that it reads
-import pytest  # noqa: E402
+import jax  # after the environment that it reads
+import pytest
 
 # JAX's own programs are not optimised here, which is most of the time to compile them. TensorFlow's are, and so is all
 # that runs in a process of its own.
