@@ -10,9 +10,12 @@ import jax
 import jax.experimental
 import tensorflow as tf
 from jax.experimental import jax2tf
+from jax.extend.mlir import deserialize_portable_artifact, serialize_portable_artifact
 
 # The newest XlaCallModule that TF 2.19 to 2.21 and TF Serving 2.20 all read; JAX 0.7.2 would write 10.
 CALLING_CONVENTION_VERSION = 9
+# TF 2.19 reads no newer StableHLO; JAX 0.7.2 writes 1.9.1, whose elementary functions (rsqrt_v2, tanh_v2) it rejects.
+STABLEHLO_VERSION = "1.8.0"
 
 # What products of float32 matrices may be rounded to, in JAX's names. CPUs always use float32.
 _MATMUL_PRECISION = {
@@ -50,9 +53,19 @@ def lower(
 
     def program(*args: Any) -> Any:
         with _lowering(precision):
-            return converted(*args)
+            result = converted(*args)
+        for op in tf.compat.v1.get_default_graph().get_operations():
+            if op.type == "XlaCallModule":
+                module = _for_older_readers(op.get_attr("module"))
+                op._set_attr("module", tf.compat.v1.AttrValue(s=module))
+        return result
 
     return tf.function(program, jit_compile=True, autograph=False)
+
+
+def _for_older_readers(module: bytes) -> bytes:
+    """A serialized StableHLO module in the version of STABLEHLO_VERSION."""
+    return serialize_portable_artifact(deserialize_portable_artifact(module), STABLEHLO_VERSION)
 
 
 @contextlib.contextmanager

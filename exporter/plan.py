@@ -51,7 +51,13 @@ class Plan:
 
     def kernel(self, implementation: str) -> KernelFn:
         """The kernel, computed by one of the implementations."""
-        return kernel_fn(self.model.apply_fn, implementation=implementation, coupled=self.coupled, **self.axes)
+        return kernel_fn(
+            self.model.apply_fn,
+            implementation=implementation,
+            coupled=self.coupled,
+            memory=self.export.memory_budget // 2,  # the other half is for the site at work
+            **self.axes,
+        )
 
     @property
     def served(self) -> FunctionalModel:

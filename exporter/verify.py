@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,11 @@ from exporter.ntk.reference import reference_ntk
 from exporter.sampling import sample_inputs
 from exporter.signatures import SIGNATURES, input_names, param_names
 
+# Bounds of the reference, in numbers of the Jacobians of all examples: the first of time (a ResNet-50 with 10 outputs
+# takes 2e9 for 8 examples, about a minute on two cores), the second of memory, 8 bytes each.
+MOST_NUMBERS = 2e10
+MOST_NUMBERS_AT_ONCE = 5e8
+
 _SCRIPT = Path(__file__).with_name("reload_script.py")
 
 
@@ -32,7 +38,7 @@ class Verification:
     """What was measured.
 
     Attributes:
-      examples: number of examples that the kernels were computed on.
+      examples: number of examples that the kernels were computed on, fewer than asked for if the model is large.
       errors: for each signature and method the largest difference from float64, relative to its largest entry.
       asymmetry: largest |K - Kᵀ| of the symmetric kernel, relative to its largest entry.
       smallest_eigenvalue: of the symmetric kernel, relative to the largest one; None without that signature.
@@ -78,7 +84,7 @@ def verify(
     Raises:
       ExportError: it cannot be loaded or called, or an entry is further off than `config.rtol`; says where.
     """
-    n = config.examples
+    n = _affordable_examples(model, ntk, config.examples)
     x = sample_inputs(model.inputs, n)
     sides = {"x": x, "x1": x, "x2": tuple(a[: n // 2 + 1] for a in x)}
     params = _perturbed(model.trainable)
@@ -103,6 +109,16 @@ def verify(
                 "ntk.precision: float64."
             )
     return Verification(n, errors, asymmetry, smallest, seconds)
+
+
+def _affordable_examples(model: FunctionalModel, ntk: NtkConfig, examples: int) -> int:
+    """So many examples, or as many as the reference can be computed for; 1 at least."""
+    outputs = model.output.shape[1:]
+    alone = {a % len(model.output.shape) - 1 for a in (*ntk.trace_axes, *ntk.diagonal_axes)}
+    kept = math.prod(size or 1 for a, size in enumerate(outputs) if a not in alone)
+    parameters = sum(v.size for v in model.trainable.values())
+    most = min(MOST_NUMBERS / math.prod(size or 1 for size in outputs), MOST_NUMBERS_AT_ONCE / kept) / parameters
+    return max(1, min(examples, int(most)))
 
 
 def _perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -133,14 +149,17 @@ def _reference(
             coupled=coupled,
         )
 
-    x = sides["x"]
+    x, few = sides["x"], len(sides["x2"][0])
+
+    def of_two(trainable: Any) -> np.ndarray:
+        return kernel(trainable, x, sides["x2"]) if coupled else kernel(trainable, x)[:, :few]
+
     symmetric = kernel(model.trainable, x)
     expected = {"ntk_symmetric": symmetric, "ntk_diagonal": np.einsum("nn...->n...", symmetric)}
     if "ntk" in signatures:
-        few = len(sides["x2"][0])
-        expected["ntk"] = kernel(model.trainable, x, sides["x2"]) if coupled else symmetric[:, :few]
+        expected["ntk"] = of_two(model.trainable) if coupled else symmetric[:, :few]
     if "ntk_with_params" in signatures:
-        expected["ntk_with_params"] = kernel(params, x, sides["x2"])
+        expected["ntk_with_params"] = of_two(params)
     if "forward" in signatures:
         with jax.experimental.enable_x64():
             forward = in_float64(model.apply_fn, model.trainable, model.frozen, x)

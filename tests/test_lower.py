@@ -99,6 +99,15 @@ def test_program_says_its_version_and_platforms(saved):
     assert list(node.attr["platforms"].list.s) == [b"CPU", b"CUDA"]
 
 
+def test_stablehlo_is_of_the_version_that_the_oldest_tensorflow_reads(saved):
+    """JAX would write tanh_v2 and exponential_v2, which TF 2.19 does not know."""
+    (node,) = nodes(saved, "XlaCallModule")
+    module = node.attr["module"].s
+    assert b"StableHLO_v1.8.0" in module
+    assert b"tanh_v1" in module
+    assert b"_v2" not in module.replace(b"dot_general_v2", b"").replace(b"all_reduce_v2", b"")
+
+
 def test_nothing_of_this_machine_is_in_the_bytes(saved):
     data = b"".join(path.read_bytes() for path in saved.rglob("*") if path.is_file())
     assert b"XlaCallModule" in data

@@ -103,6 +103,12 @@ def invoke(capsys, monkeypatch):
         signal.signal(number, handler)
 
 
+def default_signals():
+    """As in a terminal, also where the tests run in the background, which ignores some signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def command(*arguments, **options):
     """Starts the command in a process of its own."""
     environment = {
@@ -115,6 +121,7 @@ def command(*arguments, **options):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=default_signals,
         **options,
     )
 

@@ -1,4 +1,4 @@
-"""The oracle: the kernel from explicit Jacobians in float64, in memory that does not grow with the model's outputs."""
+"""The oracle: the kernel from explicit Jacobians in float64, in bounded memory."""
 
 from __future__ import annotations
 
@@ -39,23 +39,48 @@ def reference_ntk(
       trace_axes: axes of the output, counted with the batch axis, over which to average the kernel.
       diagonal_axes: axes of the output of which only equal positions are kept.
       coupled: whether examples of a batch influence each other's outputs: one Jacobian of the whole batch.
-      memory: bytes that the Jacobian rows held at one time may take; more time is taken instead.
+      memory: bytes that the Jacobians held at one time may take, if one example's kept outputs fit; else time is taken.
 
     Returns:
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
     """
-    rows1 = _JacobianRows(apply_fn, trainable, frozen, x1, coupled)
-    rows2 = rows1 if x2 is None else _JacobianRows(apply_fn, trainable, frozen, x2, coupled)
-    chunk = max(1, memory // 2 // (8 * max(1, rows1.parameters)))
-    kernel = np.zeros((rows1.count, rows2.count))
-    for j in range(0, rows2.count, chunk):
-        block2 = rows2[j : j + chunk]
-        for i in range(0, rows1.count, chunk):
-            block1 = block2 if rows1 is rows2 and i == j else rows1[i : i + chunk]
-            kernel[i : i + chunk, j : j + chunk] = sum(a @ b.T for a, b in zip(block1, block2, strict=True))
-    shape = rows1.output_shape
-    kernel = kernel.reshape(rows1.examples, *shape, rows2.examples, *shape)
+    left = _Jacobian(apply_fn, trainable, frozen, x1, coupled)
+    right = left if x2 is None else _Jacobian(apply_fn, trainable, frozen, x2, coupled)
+    shape = left.output_shape
+    reduced = [1 if a + 1 in {t % (len(shape) + 1) for t in trace_axes} else n for a, n in enumerate(shape)]
+    kernel = np.zeros((left.count, math.prod(reduced), right.count, math.prod(reduced)))
+    # Only outputs at one position of the traced and diagonal axes meet: the kept ones there are a part of the outputs.
+    parts, places = _parts(shape, reduced, [*trace_axes, *diagonal_axes])
+    row = 8 * max(1, sum(np.size(v) for v in trainable.values())) * len(parts[0])  # bytes of one example's Jacobian
+    together = max(1, memory // 2 // (row * max(left.count, right.count)))  # parts
+    examples = max(1, memory // 2 // row)
+    for first in range(0, len(parts), together):
+        some = parts[first : first + together]
+        for j in range(0, right.count, examples):
+            jacobian2 = right(some, slice(j, j + examples))
+            for i in range(0, left.count, examples):
+                same = left is right and i == j
+                jacobian1 = jacobian2 if same else left(some, slice(i, i + examples))
+                for k, place in enumerate(places[first : first + together]):
+                    product = sum(
+                        np.einsum("nap,mbp->namb", a[:, k], b[:, k], optimize=True)
+                        for a, b in zip(jacobian1, jacobian2, strict=True)
+                    )
+                    rows, columns = (range(at, min(at + examples, side.count)) for at, side in ((i, left), (j, right)))
+                    kernel[np.ix_(rows, place, columns, place)] += product
+    kernel = kernel.reshape(left.count, *reduced, right.count, *reduced)
+    kernel = kernel / (math.prod(shape) // math.prod(reduced))
     return contract_axes(kernel, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+
+
+def _parts(shape: Sequence[int], reduced: Sequence[int], axes: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """The outputs at each position of `axes`, as indices into outputs of `shape`, and into those of shape `reduced`."""
+    fixed = {a % (len(shape) + 1) - 1 for a in axes}
+    sizes = [n if a in fixed else 1 for a, n in enumerate(shape)]
+    indices = np.arange(math.prod(shape)).reshape(shape)
+    indices_reduced = np.broadcast_to(np.arange(math.prod(reduced)).reshape(reduced), shape)
+    at = [tuple(p if a in fixed else slice(None) for a, p in enumerate(place)) for place in np.ndindex(*sizes)]
+    return [indices[place].ravel() for place in at], [indices_reduced[place].ravel() for place in at]
 
 
 def contract_axes(kernel: np.ndarray, *, trace_axes: Sequence[int], diagonal_axes: Sequence[int]) -> np.ndarray:
@@ -76,46 +101,36 @@ def contract_axes(kernel: np.ndarray, *, trace_axes: Sequence[int], diagonal_axe
     return np.einsum(kernel, left + right, out) / size
 
 
-class _JacobianRows:
-    """The rows of ∂f/∂trainable, one for each example and output, computed when they are asked for."""
+class _Jacobian:
+    """∂f/∂trainable, of the examples and outputs that are asked for.
+
+    Attributes:
+      count: of examples.
+      output_shape: of one example's output.
+    """
 
     def __init__(self, apply_fn: ApplyFn, trainable: Any, frozen: Any, x: tuple[Any, ...], coupled: bool) -> None:
-        self._x, self.examples, self._coupled = x, len(x[0]), coupled
+        self._x, self.count, self._coupled = tuple(map(np.asarray, x)), len(x[0]), coupled
         self._variables = (trainable, frozen)
-        batch = tuple(np.asarray(a) if coupled else np.asarray(a)[:1] for a in x)
+        batch = self._x if coupled else tuple(a[:1] for a in self._x)
         fn = in_float64(apply_fn, trainable, frozen, batch)
         with jax.experimental.enable_x64():
-            shape = jax.eval_shape(fn, trainable, frozen, batch).shape
+            self._batch_shape = jax.eval_shape(fn, trainable, frozen, batch).shape
             self._vjps = jax.jit(lambda p, s, x, cotangents: _vjps(lambda q: fn(q, s, x), p, cotangents))
-        self.output_shape: tuple[int, ...] = shape[1:]
-        self._outputs = math.prod(self.output_shape)
-        self.count = self.examples * self._outputs
-        self.parameters = sum(np.size(v) for v in trainable.values())
+        self.output_shape: tuple[int, ...] = self._batch_shape[1:]
 
-    def __getitem__(self, rows: slice) -> list[np.ndarray]:
-        """Those rows for each variable: (rows, size of the variable)."""
-        start, stop, _ = rows.indices(self.count)
+    def __call__(self, parts: Sequence[np.ndarray], examples: slice) -> list[np.ndarray]:
+        """For each variable (examples, parts, outputs of a part, size of the variable)."""
+        outputs = np.concatenate(parts)
+        each = []
         with jax.experimental.enable_x64():
-            if self._coupled:
-                parts = [self._rows(self._x, self.examples, start, stop)]
-            else:
-                first, last = start // self._outputs, -(-stop // self._outputs)
-                parts = [
-                    self._rows(
-                        tuple(np.asarray(a)[n : n + 1] for a in self._x),
-                        1,
-                        max(start - n * self._outputs, 0),
-                        min(stop - n * self._outputs, self._outputs),
-                    )
-                    for n in range(first, last)
-                ]
-        return [np.concatenate(leaf) for leaf in zip(*parts, strict=True)]
-
-    def _rows(self, x: tuple[Any, ...], n: int, start: int, stop: int) -> list[np.ndarray]:
-        cotangents = np.zeros((stop - start, n * self._outputs))
-        cotangents[np.arange(stop - start), np.arange(start, stop)] = 1
-        shaped = cotangents.reshape(-1, n, *self.output_shape)
-        return [np.asarray(leaf) for leaf in self._vjps(*self._variables, x, shaped)]
+            for n in range(*examples.indices(self.count)):
+                cotangents = np.zeros((len(outputs), self._batch_shape[0], math.prod(self.output_shape)))
+                cotangents[np.arange(len(outputs)), n if self._coupled else 0, outputs] = 1
+                x = self._x if self._coupled else tuple(a[n : n + 1] for a in self._x)
+                jacobian = self._vjps(*self._variables, x, cotangents.reshape(-1, *self._batch_shape))
+                each.append([np.asarray(leaf).reshape(len(parts), len(parts[0]), -1) for leaf in jacobian])
+        return [np.stack(leaf) for leaf in zip(*each, strict=True)]
 
 
 def _vjps(fn: Callable[[Any], Any], params: Mapping[str, Any], cotangents: Any) -> list[Any]:
