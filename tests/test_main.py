@@ -103,10 +103,13 @@ def invoke(capsys, monkeypatch):
         signal.signal(number, handler)
 
 
-def default_signals():
-    """As in a terminal, also where the tests run in the background, which ignores some signals."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+# As a terminal starts it, also where the tests run in the background, which has some signals ignored.
+START = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "exporter", *sys.argv[1:]])
+"""
 
 
 def command(*arguments, **options):
@@ -116,12 +119,11 @@ def command(*arguments, **options):
         "PYTHONPATH": str(pathlib.Path(main.__file__).parent.parent),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "exporter", *map(str, arguments)],
+        [sys.executable, "-c", START, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=default_signals,
         **options,
     )
 
