@@ -26,7 +26,7 @@ from exporter.sampling import sample_inputs
 from exporter.signatures import SIGNATURES, input_names, param_names
 
 # Bounds of the reference, in numbers of the Jacobians of all examples: the first of time (those of 2 examples of a
-# ResNet-50 with 10 outputs, a minute or two on two cores), the second of memory, 8 bytes each.
+# ResNet-50 with 10 outputs), the second of memory, 8 bytes each.
 MOST_NUMBERS = 5e8
 MOST_NUMBERS_AT_ONCE = 5e8
 
