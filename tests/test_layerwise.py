@@ -1,6 +1,7 @@
 """The layerwise engine against the float64 Jacobian, on functions that meet parameters in every way."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
@@ -77,6 +78,14 @@ def _depthwise_3d(p, s, x):
 def _conv_negative_padding(p, s, x):
     y = lax.conv_general_dilated(x, p["k"], (1, 1), ((-1, 2), (1, -1)), lhs_dilation=(2, 1), **CONV)
     return jnp.tanh(y).reshape(len(x), -1) @ p["c"]
+
+
+def _convs_of_many_positions(p, s, x):
+    y = lax.conv_general_dilated(
+        x, p["a"], (1, 2), ((2, 1), (0, 3)), rhs_dilation=(2, 1), dimension_numbers=("NCHW", "OIHW", "NHWC")
+    )
+    y = lax.conv_general_dilated(jnp.tanh(y), p["b"], (2, 1), ((1, 2), (-1, 1)), lhs_dilation=(1, 2), **CONV)
+    return jnp.tanh(y).sum((1, 2)) @ p["c"]
 
 
 def _batch_norm(p, s, x):
@@ -180,6 +189,12 @@ CASES = {
     ),
     "conv negative padding": Case(
         _conv_negative_padding, {"k": (2, 2, 2, 3), "c": (7 * 3 * 3, 6)}, (4, 4, 2), ("convolution", "dense")
+    ),
+    "convs of many positions": Case(
+        _convs_of_many_positions,
+        {"a": (3, 2, 3, 2), "b": (3, 2, 3, 4), "c": (4, 6)},
+        (2, 18, 21),
+        ("convolution", "convolution", "dense"),
     ),
     "batch norm": Case(
         _batch_norm, {"g": (5,), "b": (5,), "c": (5, 6)}, (3, 5), ("scale", "bias", "dense"), {"v": (5,), "m": (5,)}
@@ -316,6 +331,18 @@ def test_few_outputs_at_a_time(axes):
     kernel = jax.jit(layerwise_kernel_fn(reshaped, memory=memory, **names))
     want = reference_ntk(reshaped, params, frozen, x1, x2, **names)
     assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
+
+
+def test_convolutions_have_channels_last_on_cpus():
+    """Derivatives' too, and in loops over outputs: those of another order would be 10 times slower there."""
+    fn, params, frozen, x1, x2 = _make(CASES["convs of many positions"])
+    kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=(), memory=1))
+    traced = kernel.trace(params, frozen, x1, x2)
+    text = traced.lower(lowering_platforms=("cpu",)).as_text()
+    orders = re.findall(r"stablehlo\.convolution.*?dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", text)
+    assert "stablehlo.while" in text
+    assert set(orders) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+    assert len(orders) >= 3
 
 
 def test_embedding_of_indices_out_of_range():

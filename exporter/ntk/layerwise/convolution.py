@@ -113,8 +113,6 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
 
 
 def _is_slow_on_cpu(eqn: JaxprEqn) -> bool:
-    if eqn.primitive.name != "conv_general_dilated" or eqn.params["batch_group_count"] > 1:
-        return False
     window = Window.of(eqn)
     few = math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1
     large_kernel = any(k > n for k, n in zip(window.kernel, window.inputs, strict=True))
@@ -122,19 +120,54 @@ def _is_slow_on_cpu(eqn: JaxprEqn) -> bool:
 
 
 def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
-    """The outputs of an equation; of a convolution that XLA is slow at on CPUs, as a sum over the kernel's taps.
+    """The outputs of an equation; of a convolution, in a form that XLA is fast at on CPUs.
 
-    XLA fuses this sum. Its derivative is such a sum too, and not the sum of padded pieces that differentiating it would
-    give. The kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites.
+    That is its own convolution with channels last, derivative included: XLA reorders the axes of others only outside
+    loops, and within them takes scalar loops. Where that is slow too it is a sum over the kernel's taps, which XLA
+    fuses, and whose derivative is such a sum, not the sum of padded pieces that differentiating it would give. The
+    kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites.
     """
-    if not _is_slow_on_cpu(eqn):
+    if eqn.primitive.name != "conv_general_dilated" or eqn.params["batch_group_count"] > 1:
         return bind(eqn, values)
     dn = eqn.params["dimension_numbers"]
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
     w = jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0]))
-    y = _sum_over_taps(Window.of(eqn), eqn.params["feature_group_count"], a, w.reshape(-1, *w.shape[-2:]))
+    if _is_slow_on_cpu(eqn):
+        y = _sum_over_taps(Window.of(eqn), eqn.params["feature_group_count"], a, w.reshape(-1, *w.shape[-2:]))
+    else:
+        y = _channels_last(eqn, a, w)
     axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
     return [jnp.transpose(y, [axes.index(axis) for axis in range(len(axes))])]
+
+
+def _channels_last(eqn: JaxprEqn, a: Array, w: Array) -> Array:
+    """(batch, *inputs, channels) and (*kernel, channels, features) to (batch, *outputs, features)."""
+    window, rank, dtype = Window.of(eqn), w.ndim - 2, a.dtype
+    last = (0, rank + 1, *range(1, rank + 1))
+    options = {key: eqn.params[key] for key in ("precision", "preferred_element_type")}
+
+    def convolution(window: Window, a: Array, w: Array) -> Array:
+        return lax.conv_general_dilated(
+            a,
+            w,
+            window.strides,
+            window.padding,
+            window.stretches,
+            window.dilations,
+            lax.ConvDimensionNumbers(last, (rank + 1, rank, *range(rank)), last),
+            **options,
+        )
+
+    @jax.custom_vjp
+    def convolve(a: Array, w: Array) -> Array:
+        return convolution(window, a, w)
+
+    def backward(w: Array, d: Array) -> tuple[Array, Array]:
+        w_t = jnp.swapaxes(jnp.flip(w, range(rank)), -1, -2).astype(d.dtype)
+        return convolution(window.transposed, d, w_t).astype(dtype), jnp.zeros_like(w)
+
+    convolve.defvjp(lambda a, w: (convolve(a, w), w), backward)
+    return convolve(a, w)
 
 
 def _sum_over_taps(window: Window, groups: int, a: Array, w: Array) -> Array:
