@@ -7,7 +7,6 @@ as large as leaves room for the features of more blocks beside it; small request
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from exporter.programs import Blocks, Schedule
 from exporter.sampling import sample_inputs
 
 LARGEST_BLOCK = 64  # examples a side
+LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
 SMALLER_BLOCK = 16  # where the largest does not fit
 MORE_PASSES = 5  # with each a forward pass more, for requests whose features do not fit
 LARGER_BLOCKS = 2  # times as large are blocks then
@@ -53,7 +53,7 @@ class Choice:
     @property
     def resident(self) -> int:
         """How many examples one side of a request may have for features to be computed once."""
-        return 0 if self.schedule is None else self.schedule.blocks.resident * self.schedule.blocks.sizes[-1]
+        return 0 if self.schedule is None else self.schedule.blocks.resident_examples
 
     @property
     def summary(self) -> str:
@@ -112,25 +112,49 @@ def _divided(plan: Plan) -> Choice | None:
     block = LARGEST_BLOCK
     while block > 1 and work(block) + 2 * block * per_example > budget / 2:
         block //= 2
-    resident = int((budget - work(block)) // (block * per_example))
-    if resident < 1:
+    blocks, work_bytes = _tiles(_sizes(block), per_example, work(block), pairs.bytes, budget)
+    if blocks.resident < 1:
         return None
-    schedule = Schedule(parts, Blocks(_sizes(block), resident), _larger(plan, parts, features_bytes, block, resident))
+    more = plan.layerwise_parts(LARGER_BLOCKS * block, MORE_PASSES * parts.passes)
+    larger = None
+    if per_example / features_bytes(more) >= MORE_PASSES / 2:  # or else not many more are resident
+        # With less work for each example, as many outputs as there are passes fewer.
+        sizes = (LARGER_BLOCKS * block,)
+        larger = Schedule(more, _tiles(sizes, features_bytes(more), work(block), pairs.bytes, budget)[0])
+    schedule = Schedule(parts, blocks, larger)
     assert four.seconds is not None
     assert pairs.seconds is not None
-    return Choice("layerwise", schedule, per_example, work(block), parts.passes * (four.seconds + pairs.seconds / 4))
+    return Choice("layerwise", schedule, per_example, work_bytes, parts.passes * (four.seconds + pairs.seconds / 4))
 
 
-def _larger(
-    plan: Plan, parts: LayerwiseParts, features_bytes: Callable[[LayerwiseParts], int], block: int, resident: int
-) -> Schedule | None:
-    """The kernel in more passes, if the features of many more examples can be resident then."""
-    larger = LARGER_BLOCKS * block  # with less work for each example, and the products of large matrices
-    more = plan.layerwise_parts(larger, MORE_PASSES * parts.passes)
-    times = features_bytes(parts) / features_bytes(more)
-    if times < MORE_PASSES / 2:
-        return None
-    return Schedule(more, Blocks((larger,), max(1, int(resident * times / LARGER_BLOCKS) - 1)))
+def _tiles(
+    sizes: tuple[int, ...], per_example: int, block_work: int, pairs_bytes: int, budget: float
+) -> tuple[Blocks, int]:
+    """Blocks in the largest tiles that leave half of the examples resident, and the bytes of work besides these.
+
+    Args:
+      sizes: of blocks.
+      per_example: bytes of an example's features.
+      block_work: bytes of work with a block of the largest size, its own features included.
+      pairs_bytes: those of a contraction of four by four examples, besides the features.
+      budget: for everything.
+    """
+
+    def of(joined: int) -> tuple[Blocks, int]:
+        tile = joined * sizes[-1]
+        work = block_work
+        if joined > 1:
+            made = (joined - 1) * sizes[-1] * per_example + block_work
+            work = int(max(made, 2 * tile * per_example, tile * per_example + pairs_bytes * (tile / 4) ** 2))
+        return Blocks(sizes, int((budget - work) // (tile * per_example)), joined), work
+
+    single = of(1)
+    for joined in (4, 2):
+        blocks, work = of(joined)
+        enough = 2 * blocks.resident_examples >= single[0].resident_examples
+        if blocks.tile <= LARGEST_TILE and work <= budget / 2 and blocks.resident >= 1 and enough:
+            return blocks, work
+    return single
 
 
 def _undivided(plan: Plan, name: str) -> Choice:

@@ -50,7 +50,7 @@ class Explanation:
         if schedule.parts.passes > 1:
             rows.append(("", f"in {schedule.parts.passes} passes, of some of the outputs each"))
         if schedule.larger:
-            most = schedule.larger.blocks.resident * schedule.larger.blocks.sizes[-1]
+            most = schedule.larger.blocks.resident_examples
             rows.append(("", f"or in {schedule.larger.parts.passes} passes at most {most:,}"))
         return rows
 

@@ -26,11 +26,28 @@ class Blocks:
 
     Attributes:
       sizes: examples of a side of a program, smallest first.
-      resident: how many blocks' features, of the largest size, may be in memory besides those at work.
+      resident: how many tiles' features may be in memory besides those at work.
+      joined: how many blocks of the largest size make a tile, whose features are contracted at once.
     """
 
     sizes: tuple[int, ...]
     resident: int
+    joined: int = 1
+
+    @property
+    def contracted(self) -> tuple[int, ...]:
+        """Examples of a side of a contraction, smallest first."""
+        return tuple(sorted({*self.sizes, self.tile}))
+
+    @property
+    def tile(self) -> int:
+        """Examples of a side of the largest contraction."""
+        return self.sizes[-1] * self.joined
+
+    @property
+    def resident_examples(self) -> int:
+        """How many examples one side of a request may have for features to be computed once."""
+        return self.resident * self.tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Schedule:
     Attributes:
       parts: the kernel.
       blocks: sizes of the programs.
-      larger: the same for requests too large for these; None if that would not be better.
+      larger: the same for requests too large for these, always by tiles; None if that would not be better.
     """
 
     parts: KernelParts
@@ -71,7 +88,7 @@ def functions_by_blocks(
     variables = (model.trainable, model.frozen)
     x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
     sizes, passes = schedule.blocks.sizes, schedule.parts.passes
-    kernel, features, values = _kernel(model, schedule, program, x, swap)
+    kernel, features, values = _kernel(model, schedule, schedule.blocks.contracted, program, x, swap)
     diagonal = program(diagonal_fn(schedule.parts), *variables, values)
     forward = program(model.apply_fn, *variables, x)
 
@@ -100,9 +117,14 @@ def functions_by_blocks(
 
 
 def _kernel(
-    model: FunctionalModel, schedule: Schedule, program: Callable[..., _Program], x: Any, swap: Sequence[int]
+    model: FunctionalModel,
+    schedule: Schedule,
+    contracted: Sequence[int],
+    program: Callable[..., _Program],
+    x: Any,
+    swap: Sequence[int],
 ) -> tuple[serve_graph.Kernel, Callable[[Any, Any], Any], Any]:
-    """The kernel, its features as a function of (variables, x), and their shapes and dtypes."""
+    """The kernel by contractions of these sizes; its features of (variables, x); and their shapes and dtypes."""
     parts, variables = schedule.parts, (model.trainable, model.frozen)
     number = () if parts.passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
     values = jax.eval_shape(parts.features, *variables, x, *number)
@@ -115,10 +137,12 @@ def _kernel(
         variables, number = variables
         return made(*variables, tuple(x), number)
 
-    larger = None if schedule.larger is None else _kernel(model, schedule.larger, program, x, swap)[0]
+    more = schedule.larger
+    larger = None if more is None else _kernel(model, more, (more.blocks.tile,), program, x, swap)[0]
     kernel = serve_graph.Kernel(
         serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1)),
         lambda variables, *sides: contract(*_without_pass(variables, parts.passes), *sides),
+        sizes=contracted,
         resident=schedule.blocks.resident,
         result=contract.results(2),
         swap=swap,

@@ -2,7 +2,7 @@
 
 A batch is a list of tensors (n, ...), n >= 0, one for each input of the model. Programs take a block of exactly so many
 examples; it is filled up with zeros, whose rows are cut from the result, and programs treat examples independently, so
-nothing else changes.
+nothing else changes. The features of several blocks make a tile, because products of large matrices cost less.
 
 A request for n1 × n2 examples computes the features of each example once, as long as those of one side fit the memory
 budget; the others are made block by block, contracted with these, and dropped. So memory is bounded whatever n1 and n2
@@ -92,6 +92,7 @@ class Kernel:
         features: Rowwise,
         contract: Callable[[Any, Nest, Nest], tf.Tensor],
         *,
+        sizes: Sequence[int],
         resident: int,
         result: tf.TensorSpec,
         swap: Sequence[int],
@@ -102,18 +103,20 @@ class Kernel:
 
         Args:
           features: of examples; with several passes, their `variables` are (variables, number of the pass).
-          contract: contract(variables, features1, features2) of two blocks of the same one of the features' sizes.
-          resident: blocks of the largest size whose features may be in memory at once, besides one more.
+          contract: contract(variables, features1, features2) of two sides of the same one of these `sizes`.
+          sizes: examples of a side of a contraction, smallest first: sizes of features, and for tiles a multiple.
+          resident: tiles whose features may be in memory at once, besides one more.
           result: shape and dtype of the kernel, with None for numbers of examples.
           swap: the permutation of its axes that exchanges the two sides.
           passes: the kernel is a sum of so many.
           larger: the same kernel with more passes, for requests of which neither side fits. It also gets those without
             examples on either side, so that warmup requests reach its programs without being large.
         """
-        self._features, self._contract = features, contract
+        self._contract, self._result, self._swap = contract, result, tuple(swap)
         self._passes, self._larger = passes, larger
-        self._resident, self._result, self._swap = resident, result, tuple(swap)
-        self._block = features.sizes[-1]
+        self._tile, self._resident = sizes[-1], resident
+        self._specs = features.results
+        self._sides = [(size, _side(features, size)) for size in sizes]
         self._tiled_once, self._symmetric_once = _traced_once(self._tiled), _traced_once(self._tiled_symmetric)
         self.pairwise = _traced_once(self._pairwise)
         self.symmetric = _traced_once(self._symmetric)
@@ -123,32 +126,35 @@ class Kernel:
         n1, n2 = tf.shape(x1[0])[0], tf.shape(x2[0])[0]
 
         def at_once(variables: Any, level: int) -> tf.Tensor:
-            f1, f2 = (self._features.block(level, variables, x) for x in (x1, x2))
+            f1 = self._features(level, variables, x1)
+            is_tile = level == len(self._sides) - 1
+            with tf.control_dependencies(tf.nest.flatten(f1) if is_tile else []):
+                f2 = self._features(level, variables, x2)
             return self._contract(variables, f1, f2)[:n1, :n2]
 
-        def by_blocks(variables: Any) -> tf.Tensor:
+        def by_tiles(variables: Any) -> tf.Tensor:
             # The side whose features are kept should be the one that fits.
-            exchanged = (n1 > self._resident * self._block) & (n2 < n1)
+            exchanged = (n1 > self._resident * self._tile) & (n2 < n1)
             sides = tf.cond(exchanged, lambda: (list(x2), list(x1)), lambda: (list(x1), list(x2)))
             result = self._tiled_once(variables, *sides)
             return tf.cond(exchanged, lambda: tf.transpose(result, self._swap), lambda: result)
 
         return self._by_size(
-            variables, n1, n2, at_once, by_blocks, lambda larger: larger.pairwise(variables, list(x1), list(x2))
+            variables, n1, n2, at_once, by_tiles, lambda larger: larger.pairwise(variables, list(x1), list(x2))
         )
 
     def _symmetric(self, variables: Any, x: Batch) -> tf.Tensor:
-        """The same for x with itself: features once, and blocks below the diagonal from those above."""
+        """The same for x with itself: features once, and tiles below the diagonal from those above."""
         n = tf.shape(x[0])[0]
 
         def at_once(variables: Any, level: int) -> tf.Tensor:
-            features = self._features.block(level, variables, x)
+            features = self._features(level, variables, x)
             return self._contract(variables, features, features)[:n, :n]
 
-        def by_blocks(variables: Any) -> tf.Tensor:
+        def by_tiles(variables: Any) -> tf.Tensor:
             return self._symmetric_once(variables, x)
 
-        return self._by_size(variables, n, n, at_once, by_blocks, lambda larger: larger.symmetric(variables, list(x)))
+        return self._by_size(variables, n, n, at_once, by_tiles, lambda larger: larger.symmetric(variables, list(x)))
 
     def _by_size(
         self,
@@ -156,16 +162,16 @@ class Kernel:
         n1: tf.Tensor,
         n2: tf.Tensor,
         at_once: Callable[[Any, int], tf.Tensor],
-        by_blocks: Callable[[Any], tf.Tensor],
+        by_tiles: Callable[[Any], tf.Tensor],
         by_larger: Callable[[Kernel], tf.Tensor],
     ) -> tf.Tensor:
-        """at_once with the number of the smallest block that holds both sides, by_blocks if none does; or by_larger."""
+        """at_once with the number of the smallest side that holds both batches, by_tiles if none does; or by_larger."""
         most = tf.maximum(n1, n2)
 
         def choose(variables: Any, level: int) -> tf.Tensor:
-            if level == len(self._features.sizes):
-                return by_blocks(variables)
-            fits = most <= self._features.sizes[level]
+            if level == len(self._sides):
+                return by_tiles(variables)
+            fits = most <= self._sides[level][0]
             return tf.cond(fits, lambda: at_once(variables, level), lambda: choose(variables, level + 1))
 
         def own() -> tf.Tensor:
@@ -176,12 +182,12 @@ class Kernel:
         if larger is None:
             result = own()
         else:
-            too_large = tf.minimum(n1, n2) > self._resident * self._block
+            too_large = tf.minimum(n1, n2) > self._resident * self._tile
             result = tf.cond(too_large | tf.equal(most, 0), lambda: by_larger(larger), own)
         return tf.ensure_shape(result, self._result.shape)
 
     def _tiled(self, variables: Any, x1: Batch, x2: Batch) -> tf.Tensor:
-        """The kernel by blocks: for each part of x1 whose features fit, all blocks of x2."""
+        """The kernel by tiles: for each part of x1 whose features fit, all tiles of x2."""
         n1, n2 = tf.shape(x1[0])[0], tf.shape(x2[0])[0]
         rows, columns = self._count(n1), self._count(n2)
 
@@ -190,7 +196,7 @@ class Kernel:
             kept = self._keep(variables, x1, start, count)
 
             def column(j: tf.Tensor, tiles: tf.TensorArray) -> tf.TensorArray:
-                right = self._block_features(variables, x2, j)
+                right = self._tile_features(variables, x2, j)
 
                 def row(i: tf.Tensor, tiles: tf.TensorArray) -> tf.TensorArray:
                     return tiles.write((start + i) * columns + j, self._contract(variables, kept[i], right))
@@ -211,7 +217,7 @@ class Kernel:
             kept = self._keep(variables, x, start, count)
 
             def column(k: tf.Tensor, tiles: tf.TensorArray) -> tf.TensorArray:
-                right = tf.cond(k < count, lambda: kept[k], lambda: self._block_features(variables, x, start + k))
+                right = tf.cond(k < count, lambda: kept[k], lambda: self._tile_features(variables, x, start + k))
 
                 def row(i: tf.Tensor, tiles: tf.TensorArray) -> tf.TensorArray:
                     tile = self._contract(variables, kept[i], right)
@@ -227,22 +233,43 @@ class Kernel:
         above = tf.reshape(i <= j, [-1, *[1] * (written.shape.rank - 1)])
         return _join(tf.where(above, written, mirrored), rows, rows)[:n, :n]
 
+    def _features(self, level: int, variables: Any, x: Batch) -> Nest:
+        """Those of a batch as a side of the contraction of this level, filled up."""
+        return self._sides[level][1](variables, list(x))
+
     def _count(self, n: tf.Tensor) -> tf.Tensor:
-        return (n + self._block - 1) // self._block
+        return (n + self._tile - 1) // self._tile
 
     def _tiles(self, count: tf.Tensor) -> tf.TensorArray:
-        shape = [self._block, self._block, *self._result.shape[2:]]
+        shape = [self._tile, self._tile, *self._result.shape[2:]]
         return tf.TensorArray(self._result.dtype, count, element_shape=shape)
 
-    def _block_features(self, variables: Any, x: Batch, k: tf.Tensor) -> Nest:
-        start = k * self._block
-        return self._features.block(-1, variables, [a[start : start + self._block] for a in x])
+    def _tile_features(self, variables: Any, x: Batch, k: tf.Tensor) -> Nest:
+        start = k * self._tile
+        return self._features(-1, variables, [a[start : start + self._tile] for a in x])
 
     def _keep(self, variables: Any, x: Batch, start: tf.Tensor, count: tf.Tensor) -> _Stored:
-        """The features of `count` blocks of x from number `start` on."""
-        return _Stored(
-            self._features.results, self._block, count, lambda i: self._block_features(variables, x, start + i)
-        )
+        """The features of `count` tiles of x from number `start` on."""
+        return _Stored(self._specs, self._tile, count, lambda i: self._tile_features(variables, x, start + i))
+
+
+def _side(features: Rowwise, size: int) -> Callable[[Any, Batch], Nest]:
+    """features(variables, x) of at most so many examples, with those of padding, or zeros, to `size` rows."""
+    if size in features.sizes:
+        return functools.partial(features.block, features.sizes.index(size))
+    return _traced_once(functools.partial(_of_tile, features, size))
+
+
+def _of_tile(features: Rowwise, rows: int, variables: Any, x: Batch) -> Nest:
+    """The same, by blocks of the largest size."""
+    size, n = features.sizes[-1], tf.shape(x[0])[0]
+    zeros = tf.nest.map_structure(lambda spec: tf.zeros([size, *spec.shape[1:]], spec.dtype), features.results)
+    parts: list[Nest] = []
+    for start in range(0, rows, size):
+        block = functools.partial(features.block, -1, variables, [a[start : start + size] for a in x])
+        with tf.control_dependencies(tf.nest.flatten(parts[-1:])):  # as many at work as the memory budget knows of
+            parts.append(tf.cond(n > start, block, lambda: zeros) if start else block())
+    return tf.nest.map_structure(lambda *values: tf.concat(values, 0), *parts)
 
 
 def sum_over_passes(passes: int, fn: Callable[[Any], tf.Tensor], variables: Any, zero: tf.Tensor) -> tf.Tensor:

@@ -15,11 +15,11 @@ from serving.warmup_file import request_of_zeros
 def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
     """For each signature the numbers of examples, the same on both sides, of its warmup requests.
 
-    One for each size of block, one that needs two of the largest, and for requests too large for these one without
+    One for each size of block, one that needs more than a tile, and for requests too large for these one without
     examples (see `serve_graph.Kernel`). `ntk_with_params` has the programs of `ntk`, so where there is `ntk` one
     request for its graph will do. A model whose batches are never split gets one request of one example.
     """
-    sizes = [1] if schedule is None else [*schedule.blocks.sizes, schedule.blocks.sizes[-1] + 1]
+    sizes = [1] if schedule is None else [*schedule.blocks.sizes, schedule.blocks.tile + 1]
     examples = {}
     for name in signatures:
         pairs = _programs(name)[-1] == "contract"
@@ -35,8 +35,9 @@ def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int 
     if schedule is None:
         return None
     kinds = {kind for name in signatures for kind in _programs(name)}
-    larger = 2 * len(schedule.larger.blocks.sizes) if schedule.larger and "contract" in kinds else 0
-    return len(kinds) * len(schedule.blocks.sizes) + larger
+    blocks, more = schedule.blocks, schedule.larger
+    larger = len(more.blocks.sizes) + 1 if more and "contract" in kinds else 0
+    return sum(len(blocks.contracted if kind == "contract" else blocks.sizes) for kind in kinds) + larger
 
 
 def _programs(signature: str) -> tuple[str, ...]:

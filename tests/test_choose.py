@@ -6,7 +6,7 @@ import models
 import numpy as np
 import pytest
 
-from exporter.choose import LARGEST_BLOCK, SHARE, choose
+from exporter.choose import LARGEST_BLOCK, LARGEST_TILE, SHARE, choose
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.ntk.kernel import diagonal_fn
@@ -54,9 +54,18 @@ def test_auto_is_layerwise_in_features_and_their_contraction(layerwise):
 def test_blocks_and_resident_features_fill_the_budget(layerwise, divisor):
     choice = choose(with_budget(layerwise, 1e8 / divisor))
     budget = SHARE * 1e8 / divisor
-    block = choice.schedule.blocks.sizes[-1] * choice.features_bytes
-    assert choice.work_bytes + block <= budget / 2 + block
-    assert budget - block < choice.bytes <= budget
+    assert choice.work_bytes <= budget / 2
+    assert budget - choice.schedule.blocks.tile * choice.features_bytes < choice.bytes <= budget
+
+
+def test_tiles_leave_half_of_the_examples_resident(layerwise):
+    blocks = choose(layerwise).schedule.blocks
+    assert blocks.joined > 1
+    assert blocks.tile <= LARGEST_TILE
+    assert blocks.contracted == (*blocks.sizes, blocks.tile)
+    smaller = choose(with_budget(layerwise, 2e6)).schedule.blocks
+    assert smaller.resident >= 1
+    assert smaller.tile < blocks.tile
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +77,7 @@ def test_more_passes_for_requests_that_do_not_fit(many_outputs):
     schedule = choose(many_outputs).schedule
     more = schedule.larger
     assert more.parts.passes == 4  # of 3 outputs each: 5 were asked for, of 12
-    assert more.blocks.resident * more.blocks.sizes[-1] > 2 * schedule.blocks.resident * schedule.blocks.sizes[-1]
+    assert more.blocks.resident_examples > 2 * schedule.blocks.resident_examples
     variables = (many_outputs.model.trainable, many_outputs.model.frozen)
     x = models.random_inputs(many_outputs.model.inputs, 5)
     total = 0.0

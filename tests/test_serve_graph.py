@@ -63,12 +63,12 @@ def by_hand(fn, x1, x2, scale=1.0):
 class Counted:
     """A function that takes blocks of known sizes only, as an XLA program does, and counts its calls by size."""
 
-    def __init__(self, fn):
-        self.fn, self.calls = fn, {}
+    def __init__(self, fn, sizes=SIZES):
+        self.fn, self.sizes, self.calls = fn, sizes, {}
 
     def __call__(self, variables, *blocks):
         sizes = {a.shape[0] for a in tf.nest.flatten(blocks)}
-        assert sizes <= set(SIZES), sizes
+        assert sizes <= set(self.sizes), sizes
         (size,) = sizes
         first = tf.nest.flatten(blocks)[0]
         with tf.control_dependencies([tf.py_function(functools.partial(self._count, size), [], [])]):
@@ -83,11 +83,14 @@ class Counted:
 class Served:
     """A kernel in graphs with unknown numbers of examples, as in the SavedModel."""
 
-    def __init__(self, fn, resident=2, sizes=SIZES):
-        self.features, self.contract = Counted(features), Counted(lambda _, f1, f2: fn(f1, f2))
+    def __init__(self, fn, resident=2, sizes=SIZES, joined=1):
+        tile = joined * sizes[-1]
+        self.features = Counted(features)
+        self.contract = Counted(lambda _, f1, f2: fn(f1, f2), (*sizes, tile))
         self.kernel = serve_graph.Kernel(
             serve_graph.Rowwise(sizes, self.features, FEATURES),
             self.contract,
+            sizes=sorted({*sizes, tile}),
             resident=resident,
             result=tf.TensorSpec([None, None, *TAIL[fn]], tf.float64),
             swap=SWAP[fn],
@@ -114,8 +117,8 @@ class Served:
 
 
 @functools.cache
-def served(fn, resident=2):
-    return Served(fn, resident)
+def served(fn, resident=2, joined=1):
+    return Served(fn, resident, joined=joined)
 
 
 @pytest.mark.parametrize("fn", [plain, kept])
@@ -193,6 +196,36 @@ def test_one_size_of_programs():
         np.testing.assert_allclose(
             kernel.pairwise(examples(n), examples(4)), by_hand(plain, examples(n), examples(4)), rtol=1e-13
         )
+
+
+# Tiles of several blocks
+
+
+@pytest.mark.parametrize("resident", [1, 2])
+@pytest.mark.parametrize("fn", [plain, kept])
+def test_tiles_of_several_blocks(fn, resident):
+    kernel = served(fn, resident, joined=3)
+    numbers = [*EXAMPLES, 3 * BLOCK, 3 * BLOCK + 1, 50]
+    for n1, n2 in zip(numbers, reversed(numbers), strict=True):
+        x1, x2 = examples(n1), examples(n2, seed=1)
+        result = kernel.pairwise(x1, x2)
+        np.testing.assert_allclose(result, by_hand(fn, x1, x2), rtol=1e-13, atol=1e-13, err_msg=f"{n1}, {n2}")
+        result = kernel.symmetric(x1)
+        np.testing.assert_allclose(result, by_hand(fn, x1, x1), rtol=1e-13, atol=1e-13, err_msg=str(n1))
+
+
+def test_more_than_a_block_is_contracted_as_a_tile():
+    kernel = served(plain, joined=3)
+    tile = 3 * BLOCK
+    kernel.pairwise(examples(BLOCK + 1), examples(1))
+    assert kernel.features.calls == {BLOCK: 1, 1: 2}  # and none of the tile's blocks that are empty
+    assert kernel.contract.calls == {tile: 1}
+    kernel.pairwise(examples(2 * tile), examples(tile + BLOCK))
+    assert kernel.features.calls == {BLOCK: 6 + 4}
+    assert kernel.contract.calls == {tile: 4}
+    kernel.symmetric(examples(3 * tile))  # two of the tiles are kept, and the third made again
+    assert kernel.features.calls == {BLOCK: 9 + 3}
+    assert kernel.contract.calls == {tile: 6}
 
 
 # Values of each example alone
@@ -321,6 +354,7 @@ def _in_passes(resident, passes, larger=None, sizes=SIZES):
     kernel = serve_graph.Kernel(
         serve_graph.Rowwise(sizes, counted, FEATURES),
         lambda _, f1, f2: plain(f1, f2),
+        sizes=sizes,
         resident=resident,
         result=tf.TensorSpec([None, None], tf.float64),
         swap=(1, 0),
@@ -354,6 +388,7 @@ def test_requests_of_which_no_side_fits_go_to_the_larger_kernel():
     kernel = serve_graph.Kernel(
         serve_graph.Rowwise(SIZES, features, FEATURES),
         lambda _, f1, f2: plain(f1, f2),
+        sizes=SIZES,
         resident=2,
         result=tf.TensorSpec([None, None], tf.float64),
         swap=(1, 0),

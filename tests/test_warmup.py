@@ -27,6 +27,8 @@ WITH_LARGER = dataclasses.replace(SCHEDULE, larger=Schedule(Undivided(None), Blo
 def test_requests_reach_every_block():
     sizes = [1, 4, 16, 17]
     assert examples_of_requests(ALL, SCHEDULE) == {name: [1] if name == "ntk_with_params" else sizes for name in ALL}
+    joined = dataclasses.replace(SCHEDULE, blocks=Blocks((1, 4, 16), resident=3, joined=2))
+    assert examples_of_requests(("ntk",), joined) == {"ntk": [1, 4, 16, 33]}
     assert examples_of_requests(("ntk_with_params",), SCHEDULE) == {"ntk_with_params": sizes}
     assert examples_of_requests(("ntk", "forward"), None) == {"ntk": [1], "forward": [1]}
 
@@ -49,6 +51,8 @@ def test_number_of_programs(signatures, kinds, larger):
     assert count_programs(signatures, SCHEDULE) == 3 * kinds
     assert count_programs(signatures, WITH_LARGER) == 3 * kinds + larger
     assert count_programs(signatures, None) is None
+    joined = dataclasses.replace(SCHEDULE, blocks=Blocks((1, 4, 16), resident=3, joined=2))
+    assert count_programs(signatures, joined) == 3 * kinds + (larger > 0)
 
 
 @pytest.mark.parametrize("name", ["two_inputs", "coupled", "float64"])
@@ -136,7 +140,7 @@ def test_no_request_compiles_anything_after_the_warmup(exported, tmp_path):
         return done.stdout
 
     measured = json.loads(run(_SCRIPT, cache, kernel).splitlines()[-1])
-    assert measured["warm"] == measured["later"] == one.result.manifest["programs"]["compiled"] == 4 * 3 + 2
+    assert measured["warm"] == measured["later"] == one.result.manifest["programs"]["compiled"] == 4 * 3 + 1 + 2
     assert measured["worst"] < 1e-6
     assert measured["growth"] < 1.05
     x = np.random.default_rng(0).standard_normal((300, 6)).astype(np.float32)
