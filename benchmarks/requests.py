@@ -2,11 +2,15 @@
 
 The SavedModel is loaded and warmed up, so that nothing is compiled while it is measured. Each time is the median of
 several calls (of one, if it takes more than a few seconds); memory is the most by which the process grew meanwhile.
+
+With --model=MODEL, the one that was exported, each n × n request is also made of a program for just this number of
+examples, compiled for it; their calls take turns.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import statistics
 import sys
@@ -14,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
 _SIZES = flags.DEFINE_list("sizes", ["1", "8", "64", "128", "256", "512", "1024"], "Numbers of examples.")
+_MODEL = flags.DEFINE_string("model", None, "The exported model, to compare with programs of one shape each.")
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Time for the calls of one size, if one takes no longer.")
 
 
@@ -39,14 +45,17 @@ def main(arguments: list[str]) -> None:
     inputs = model.signatures["ntk"].structured_input_signature[1]
     if set(inputs) != {"x1", "x2"}:
         raise app.UsageError(f"expected a model with one input, received one with {', '.join(sorted(inputs))}")
-    columns = ("n", "n × n", "ms for an example", "MiB", "symmetric", "of n × n", "diagonal")
+    dedicated = _dedicated(arguments[1], model) if _MODEL.value else None
+    columns = ["n", "n × n", "ms for an example", "MiB", "symmetric", "of n × n", "diagonal"]
+    columns += ["one shape", "n × n of one shape"] if dedicated else []
     print("| " + " | ".join(columns) + " |\n|" + " ---: |" * len(columns))
     for n in map(int, _SIZES.value):
         x1, x2 = (tf.constant(_examples(inputs["x1"], n, seed)) for seed in (0, 1))
-        pair, mib = _measured(functools.partial(model.ntk, x1, x2))
-        symmetric, _ = _measured(functools.partial(model.ntk_symmetric, x1))
-        diagonal, _ = _measured(functools.partial(model.ntk_diagonal, x1))
-        cells = (
+        ((pair,), mib), ((symmetric,), _), ((diagonal,), _) = (
+            _measured(functools.partial(fn, *x))
+            for fn, x in ((model.ntk, (x1, x2)), (model.ntk_symmetric, (x1,)), (model.ntk_diagonal, (x1,)))
+        )
+        cells = [
             str(n),
             f"{pair:.4g} s",
             f"{1e3 * pair / (2 * n):.2f}",
@@ -54,8 +63,29 @@ def main(arguments: list[str]) -> None:
             f"{symmetric:.4g} s",
             f"{symmetric / pair:.0%}",
             f"{diagonal:.4g} s",
-        )
+        ]
+        if dedicated:
+            call = functools.partial(dedicated, x1, x2)
+            call().numpy()  # compiles it
+            (one_shape, pair), _ = _measured(call, functools.partial(model.ntk, x1, x2))
+            cells += [f"{one_shape:.4g} s", f"{pair / one_shape:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _dedicated(path: str, saved_model: Any) -> Callable[[Any, Any], Any]:
+    """The kernel of the model, with the SavedModel's configuration and variables, as one program for each shape."""
+    from exporter.config import ExportConfig, load_config
+    from exporter.load import load_model
+    from exporter.lower import lower
+    from exporter.manifest import FILE
+    from exporter.plan import make_plan
+
+    manifest = json.loads((Path(path) / FILE).read_text(encoding="utf-8"))
+    ntk, _ = load_config(json.dumps({"ntk": manifest["configuration"]["ntk"]}))
+    plan = make_plan(load_model(_MODEL.value), ntk, ExportConfig())
+    program = lower(plan.kernel(manifest["implementation"]), platforms=("cpu",))
+    variables = [{p: v.read_value() for p, v in d.items()} for d in (saved_model.params, saved_model.frozen)]
+    return lambda x1, x2: program(*variables, (x1,), (x2,))
 
 
 def _examples(spec: Any, n: int, seed: int) -> np.ndarray:
@@ -65,15 +95,16 @@ def _examples(spec: Any, n: int, seed: int) -> np.ndarray:
     return values.astype(spec.dtype.as_numpy_dtype)
 
 
-def _measured(call: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of a call, and the MiB by which the process grew at most."""
-    seconds: list[float] = []
+def _measured(*calls: Callable[[], Any]) -> tuple[list[float], float]:
+    """Median seconds of each of these calls, in turns, and the MiB by which the process grew at most."""
+    seconds: list[list[float]] = [[] for _ in calls]
     with _memory_watched() as peak:
-        while not seconds or sum(seconds) + seconds[-1] < _SECONDS.value:
-            start = time.perf_counter()
-            call().numpy()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:] or seconds), (peak[1] - peak[0]) / 2**20
+        while not seconds[0] or sum(map(sum, seconds)) + seconds[0][-1] < _SECONDS.value * len(calls):
+            for call, times in zip(calls, seconds, strict=True):
+                start = time.perf_counter()
+                call().numpy()
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times[1:] or times) for times in seconds], (peak[1] - peak[0]) / 2**20
 
 
 @contextmanager
