@@ -6,8 +6,8 @@ nothing else changes. The features of several blocks make a tile, because produc
 
 A request for n1 × n2 examples computes the features of each example once, as long as those of one side fit the memory
 budget; the others are made block by block, contracted with these, and dropped. So memory is bounded whatever n1 and n2
-are. If neither side fits, the kernel may be a sum over passes, each of some outputs of the model, whose features are
-smaller; and what does not fit even so is made once for each part of the other side that does.
+are. If neither side fits, what streams is made once for each part of the other side that does. If these are many, the
+kernel may be a sum over passes, each of some outputs of the model, whose features are smaller.
 
 `variables` is whatever the programs take besides examples: a nest of tensors. Each function is traced once and shared
 by all graphs that call it, because a SavedModel is loaded node by node.
@@ -27,6 +27,7 @@ Batch = Sequence[tf.Tensor]
 Nest = Any  # of tensors (n, ...)
 
 _LOOPS = ("While", "StatelessWhile")
+PARTS = 3  # that a side has at most for the other's features to be made again for each, instead of more passes
 FULL = 0.75  # a block at least so full is padded; else smaller ones are used, which cost about as much per example
 
 
@@ -109,8 +110,8 @@ class Kernel:
           result: shape and dtype of the kernel, with None for numbers of examples.
           swap: the permutation of its axes that exchanges the two sides.
           passes: the kernel is a sum of so many.
-          larger: the same kernel with more passes, for requests of which neither side fits. It also gets those without
-            examples on either side, so that warmup requests reach its programs without being large.
+          larger: the same kernel with more passes, for requests of which neither side nearly fits. It also gets those
+            without examples on either side, so that warmup requests reach its programs without being large.
         """
         self._contract, self._result, self._swap = contract, result, tuple(swap)
         self._passes, self._larger = passes, larger
@@ -182,7 +183,7 @@ class Kernel:
         if larger is None:
             result = own()
         else:
-            too_large = tf.minimum(n1, n2) > self._resident * self._tile
+            too_large = tf.minimum(n1, n2) > PARTS * self._resident * self._tile
             result = tf.cond(too_large | tf.equal(most, 0), lambda: by_larger(larger), own)
         return tf.ensure_shape(result, self._result.shape)
 

@@ -383,22 +383,22 @@ def test_kernel_is_the_sum_over_passes():
         np.testing.assert_allclose(symmetric(x1), (1 + 4 + 9) * by_hand(plain, x1, x1), rtol=1e-12)
 
 
-def test_requests_of_which_no_side_fits_go_to_the_larger_kernel():
+def test_requests_of_which_no_side_nearly_fits_go_to_the_larger_kernel():
     larger, counted = _in_passes(100, 2, sizes=(BLOCK,))
     kernel = serve_graph.Kernel(
         serve_graph.Rowwise(SIZES, features, FEATURES),
         lambda _, f1, f2: plain(f1, f2),
         sizes=SIZES,
-        resident=2,
+        resident=1,
         result=tf.TensorSpec([None, None], tf.float64),
         swap=(1, 0),
         larger=larger,
     )
     pairwise, symmetric = _graphs(kernel)
     for n1, n2, is_larger in [
-        (2 * BLOCK, 5 * BLOCK, False),
-        (5 * BLOCK, 2 * BLOCK, False),
-        (3 * BLOCK, 5 * BLOCK, True),
+        (3 * BLOCK, 5 * BLOCK, False),
+        (5 * BLOCK, 3 * BLOCK, False),
+        (4 * BLOCK, 5 * BLOCK, True),
         (0, 3, False),
         (0, 0, True),
     ]:
@@ -407,7 +407,7 @@ def test_requests_of_which_no_side_fits_go_to_the_larger_kernel():
         result = pairwise(x1, x2)
         np.testing.assert_allclose(result, (5 if is_larger else 1) * by_hand(plain, x1, x2), rtol=1e-12)
         assert counted.calls == ({BLOCK: 2 * max(2, (n1 + n2) // BLOCK)} if is_larger else {})
-    for n, is_larger in [(2 * BLOCK, False), (3 * BLOCK, True), (0, True)]:
+    for n, is_larger in [(3 * BLOCK, False), (4 * BLOCK, True), (0, True)]:
         counted.calls.clear()
         x = examples(n)
         np.testing.assert_allclose(symmetric(x), (5 if is_larger else 1) * by_hand(plain, x, x), rtol=1e-12)
