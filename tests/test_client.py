@@ -60,6 +60,21 @@ class TestValues:
         client = connect("two_inputs")
         np.testing.assert_array_equal(client.kernel(named), client.kernel(x))
 
+    def test_other_parameters(self, exported, connect):
+        one = exported("two_inputs")
+        x1, x2 = one.inputs(5), one.inputs(3, seed=1)
+        params = {path: 0.5 * value.numpy() for path, value in one.loaded.params.items()}
+        client = connect("two_inputs")
+        close_to(
+            client.kernel(x1, x2, params=params), one.loaded.ntk_with_params(one.argument(x1), one.argument(x2), params)
+        )
+        close_to(
+            client.kernel(x1, params=params), one.loaded.ntk_with_params(one.argument(x1), one.argument(x1), params)
+        )
+        path, *_ = params
+        with pytest.raises(serving.ServingError, match=f"no {path}"):
+            client.kernel(x1, x2, params={p: v for p, v in params.items() if p != path})
+
     def test_no_examples(self, exported, connect):
         one = exported("all_axes")
         (x,) = one.inputs(3)

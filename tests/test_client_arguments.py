@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.client.arguments import side_inputs
+from serving.client.arguments import param_inputs, side_inputs
 from serving.client.errors import ServingError
 from serving.client.model import SignatureSpec, TensorSpec
 
@@ -73,3 +73,30 @@ def test_what_does_not_fit_several_inputs(value, names, message):
 def test_a_signature_without_that_side():
     with pytest.raises(ServingError, match="x: the signature takes no such input"):
         side_inputs("x", A, ONE, None)
+
+
+PARAMS = SignatureSpec({"params_a_w": TensorSpec((2, 3), "DT_FLOAT"), "params_g": TensorSpec((), "DT_FLOAT")}, {})
+PATHS = {"a/w": "params_a_w", "g": "params_g"}
+
+
+def test_parameters_by_path():
+    inputs = param_inputs({"g": 2.0, "a/w": np.ones((2, 3))}, PARAMS, PATHS)
+    assert {name: (array.dtype, array.shape) for name, array in inputs.items()} == {
+        "params_a_w": (np.float32, (2, 3)),
+        "params_g": (np.float32, ()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "names", "message"),
+    [
+        ({"g": 2.0}, PATHS, "expected an array for each of a/w, g; no a/w"),
+        ({"g": 2.0, "a/w": np.ones((3, 2))}, PATHS, r"a/w: expected float32 \(2, 3\), received float32 \(3, 2\)"),
+        ({"g": 2.0, "a/w": np.ones((2, 3)), "h": 1.0}, PATHS, "no variable 'h' is trainable"),
+        ({}, None, "the paths of the variables are not known"),
+    ],
+)
+def test_parameters_that_do_not_fit(params, names, message):
+    with pytest.raises(ServingError, match=message) as error:
+        param_inputs(params, PARAMS, names)
+    assert error.value.code == "INVALID_ARGUMENT"

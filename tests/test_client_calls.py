@@ -51,6 +51,17 @@ def test_pairs(message):
     np.testing.assert_array_equal(result, kernel(x1, x2))
 
 
+def test_pairs_at_other_parameters():
+    """Which take room in every request."""
+    x, params = np.arange(11, dtype=np.float32), {"params_w": np.ones(50, np.float32)}
+    call = calls.pairs(signature("x1", "x2"), {"x1": x}, {"x2": x}, limits(600), params)
+    assert {r.signature for r in call.requests} == {"ntk_with_params"}
+    assert all(r.inputs["params_w"] is params["params_w"] for r in call.requests)
+    assert len(call.requests) == len(calls.pairs(signature("x1", "x2"), {"x1": x}, {"x2": x}, limits(400)).requests)
+    result = filled(call, lambda r: kernel(r.inputs["x1"], r.inputs["x2"]))
+    np.testing.assert_array_equal(result, kernel(x, x))
+
+
 @pytest.mark.parametrize("swap", [SWAP, None])
 def test_symmetric(swap):
     x = np.arange(9, dtype=np.float32)

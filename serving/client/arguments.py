@@ -43,6 +43,36 @@ def side_inputs(
     return arrays
 
 
+def param_inputs(
+    params: Mapping[str, Any], signature: SignatureSpec, names: Mapping[str, str] | None
+) -> dict[str, np.ndarray]:
+    """Trainable variables as the inputs of `ntk_with_params`, checked against it.
+
+    Args:
+      params: an array for each variable's path.
+      signature: that takes them.
+      names: for each variable's path the signature's name for it; None if it is not known.
+
+    Raises:
+      ServingError: they do not fit, with all that is wrong.
+    """
+    if names is None:
+        raise _wrong("params: the paths of the variables are not known, for the server does not tell its manifest")
+    problems = [f"no {path}" for path in names if path not in params]
+    arrays: dict[str, np.ndarray] = {}
+    for path, value in params.items():
+        if path not in names:
+            problems.append(f"no variable {path!r} is trainable")
+            continue
+        try:
+            arrays[names[path]] = _as_array(value, signature.inputs[names[path]])
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise _wrong(f"params: expected an array for each of {', '.join(names)}; {'; '.join(problems)}")
+    return arrays
+
+
 def part(inputs: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
     """Some of the examples."""
     return {name: array[rows] for name, array in inputs.items()}
@@ -98,9 +128,9 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
         array = converted
     if spec.shape is not None and not fits(array.shape, spec.shape):
         raise ValueError(f"expected {spec}, received {array.dtype} {array.shape}")
-    if array.ndim == 0:
+    if array.ndim == 0 and spec.shape != ():
         raise ValueError(f"expected {spec}, received a single number")
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

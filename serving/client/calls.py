@@ -69,16 +69,23 @@ class Limits:
             "limit": self.message,
         }
 
+    def bytes(self, array: np.ndarray) -> int:
+        """What all of it takes."""
+        return array.size * self.encoded_size(array.dtype)
+
     def _example(self, array: np.ndarray) -> int:
         return math.prod(array.shape[1:]) * self.encoded_size(array.dtype)
 
 
-def pairs(signature: SignatureSpec, x1: Inputs, x2: Inputs, limits: Limits) -> Call:
-    """The kernel of x1 (inputs x1 or x1_<name>) and x2."""
+def pairs(signature: SignatureSpec, x1: Inputs, x2: Inputs, limits: Limits, params: Inputs | None = None) -> Call:
+    """The kernel of x1 (inputs x1 or x1_<name>) and x2; at other parameters if there are some, sent with each request."""
+    name, params = ("ntk", {}) if params is None else ("ntk_with_params", params)
     n1, n2 = count(x1), count(x2)
     output = _output(signature)
-    tiles = pair_tiles(n1, n2, **limits.of(output, 2, x1, x2)) if n1 and n2 else []
-    requests = [Request("ntk", {**part(x1, rows), **part(x2, columns)}, (rows, columns)) for rows, columns in tiles]
+    sizes = limits.of(output, 2, x1, x2)
+    sizes["limit"] = max(1, sizes["limit"] - sum(limits.bytes(array) for array in params.values()))
+    tiles = pair_tiles(n1, n2, **sizes) if n1 and n2 else []
+    requests = [Request(name, {**part(x1, rows), **part(x2, cols), **params}, (rows, cols)) for rows, cols in tiles]
     return _call(f"kernel {n1} × {n2}", output, (n1, n2), requests)
 
 

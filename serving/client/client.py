@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serving.client import calls, tensors
-from serving.client.arguments import side_inputs
+from serving.client.arguments import param_inputs, side_inputs
 from serving.client.calls import Call, Request
 from serving.client.connection import Connection
 from serving.client.errors import BATCHING_CURE, ServingError, largest_batch
@@ -95,12 +95,21 @@ class Client:
         """Closes the connection."""
         self._connection.transport.close()
 
-    def kernel(self, x1: Any, x2: Any = None, *, tile: bool | None = None) -> np.ndarray:
+    def kernel(
+        self,
+        x1: Any,
+        x2: Any = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tile: bool | None = None,
+    ) -> np.ndarray:
         """The kernel of every example of x1 with every one of x2, or with every one of x1 if there is no x2.
 
         Args:
           x1: (n1, ...) array; see the class for models with several inputs.
           x2: (n2, ...) likewise.
+          params: an array for the path of each trainable variable, at which to take the kernel instead of at the
+            model's own (signature `ntk_with_params`); they are sent with each request.
           tile: whether the call may be split. By default it is if it does not fit a message, unless the examples of
             a batch influence each other (ntk.vmap_axes: null), or that cannot be found out.
 
@@ -110,6 +119,8 @@ class Client:
         Raises:
           ServingError: there is no result; says why and what to do.
         """
+        if params is not None:
+            return self._result(lambda served: self._with_params(served, x1, x1 if x2 is None else x2, params), tile)
         if x2 is None:
             return self._result(lambda served: self._symmetric(served, x1), tile)
         return self._result(lambda served: self._pairs(served, x1, x2), tile)
@@ -170,6 +181,12 @@ class Client:
         spec = self._connection.signature(served, "ntk")
         first, second = (self._inputs(served, spec, side, x) for side, x in (("x1", x1), ("x2", x2)))
         return calls.pairs(spec, first, second, self._limits)
+
+    def _with_params(self, served: ServedModel, x1: Any, x2: Any, params: Mapping[str, Any]) -> Call:
+        spec = self._connection.signature(served, "ntk_with_params")
+        first, second = (self._inputs(served, spec, side, x) for side, x in (("x1", x1), ("x2", x2)))
+        values = param_inputs(params, spec, self._connection.with_manifest(served).param_names)
+        return calls.pairs(spec, first, second, self._limits, values)
 
     def _symmetric(self, served: ServedModel, x: Any) -> Call:
         if "ntk_symmetric" not in served.signatures:

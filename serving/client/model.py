@@ -100,6 +100,13 @@ class ServedModel:
         """For the name of each of the model's inputs, in its own order, that of a signature's: x or x_<name>."""
         return None if self.manifest is None else {spec["name"]: spec["input"] for spec in self.manifest["inputs"]}
 
+    @property
+    def param_names(self) -> dict[str, str] | None:
+        """For the path of each trainable variable the name of its input of `ntk_with_params`; None if unknown."""
+        if self.manifest is None:
+            return None
+        return {path: spec["input"] for path, spec in self.manifest["variables"]["trainable"].items()}
+
 
 def _sides(signature: SignatureSpec) -> set[str]:
     return {name.split("_")[0] for name in signature.inputs if "ntk" in signature.outputs}
