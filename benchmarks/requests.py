@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     inputs = model.signatures["ntk"].structured_input_signature[1]
     if set(inputs) != {"x1", "x2"}:
         raise app.UsageError(f"expected a model with one input, received one with {', '.join(sorted(inputs))}")
-    dedicated = _dedicated(arguments[1], model) if _MODEL.value else None
+    dedicated = _dedicated(_MODEL.value, arguments[1], model) if _MODEL.value else None
     columns = ["n", "n × n", "ms for an example", "MiB", "symmetric", "of n × n", "diagonal"]
     columns += ["one shape", "n × n of one shape"] if dedicated else []
     print("| " + " | ".join(columns) + " |\n|" + " ---: |" * len(columns))
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def _dedicated(path: str, saved_model: Any) -> Callable[[Any, Any], Any]:
+def _dedicated(model: str, path: str, saved_model: Any) -> Callable[[Any, Any], Any]:
     """The kernel of the model, with the SavedModel's configuration and variables, as one program for each shape."""
     from exporter.config import ExportConfig, load_config
     from exporter.load import load_model
@@ -82,7 +82,7 @@ def _dedicated(path: str, saved_model: Any) -> Callable[[Any, Any], Any]:
 
     manifest = json.loads((Path(path) / FILE).read_text(encoding="utf-8"))
     ntk, _ = load_config(json.dumps({"ntk": manifest["configuration"]["ntk"]}))
-    plan = make_plan(load_model(_MODEL.value), ntk, ExportConfig())
+    plan = make_plan(load_model(model), ntk, ExportConfig())
     program = lower(plan.kernel(manifest["implementation"]), platforms=("cpu",))
     variables = [{p: v.read_value() for p, v in d.items()} for d in (saved_model.params, saved_model.frozen)]
     return lambda x1, x2: program(*variables, (x1,), (x2,))

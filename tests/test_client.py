@@ -65,12 +65,9 @@ class TestValues:
         x1, x2 = one.inputs(5), one.inputs(3, seed=1)
         params = {path: 0.5 * value.numpy() for path, value in one.loaded.params.items()}
         client = connect("two_inputs")
-        close_to(
-            client.kernel(x1, x2, params=params), one.loaded.ntk_with_params(one.argument(x1), one.argument(x2), params)
-        )
-        close_to(
-            client.kernel(x1, params=params), one.loaded.ntk_with_params(one.argument(x1), one.argument(x1), params)
-        )
+        left, right = one.argument(x1), one.argument(x2)
+        close_to(client.kernel(x1, x2, params=params), one.loaded.ntk_with_params(left, right, params))
+        close_to(client.kernel(x1, params=params), one.loaded.ntk_with_params(left, left, params))
         path, *_ = params
         with pytest.raises(serving.ServingError, match=f"no {path}"):
             client.kernel(x1, x2, params={p: v for p, v in params.items() if p != path})

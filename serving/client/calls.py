@@ -78,7 +78,7 @@ class Limits:
 
 
 def pairs(signature: SignatureSpec, x1: Inputs, x2: Inputs, limits: Limits, params: Inputs | None = None) -> Call:
-    """The kernel of x1 (inputs x1 or x1_<name>) and x2; at other parameters if there are some, sent with each request."""
+    """The kernel of x1 (inputs x1 or x1_<name>) and x2, at `params` if given, which are sent with each request."""
     name, params = ("ntk", {}) if params is None else ("ntk_with_params", params)
     n1, n2 = count(x1), count(x2)
     output = _output(signature)
