@@ -61,7 +61,7 @@ def run_worker(work: Callable[[Mapping[str, Any], Report], None], argv: list[str
     _die_before_others()
     try:
         work(task, report)
-    except Exception as error:
+    except Exception as error:  # whatever a contender does wrong belongs in the table
         traceback.print_exc()
         first_line = str(error).strip().partition("\n")[0]
         report(error=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__)
@@ -79,23 +79,23 @@ def measure(call: Callable[[], np.ndarray], report: Report, repetitions: Repetit
     `later_peak_bytes`, the same after the first call.
     """
     gc.collect()
-    _return_free_memory()
-    before = _memory("VmRSS")
+    _return_freememory()
+    before = memory("VmRSS")
     report(phase="first call")
-    _forget_peak()
-    first, result = _timed(call)
-    peak = _memory("VmHWM")
+    forget_peak()
+    first, result = timed(call)
+    peak = memory("VmHWM")
     report(phase="later calls", first_call_seconds=first)
-    _return_free_memory()
-    _forget_peak()
-    warm, result = _timed(call)
+    _return_freememory()
+    forget_peak()
+    warm, result = timed(call)
     seconds = [warm] if warm > repetitions.longest else []
     while not seconds or (
         (len(seconds) < repetitions.count or sum(seconds) < repetitions.shortest) and sum(seconds) < repetitions.longest
     ):
-        elapsed, result = _timed(call)
+        elapsed, result = timed(call)
         seconds.append(elapsed)
-    later_peak = _memory("VmHWM")
+    later_peak = memory("VmHWM")
     median = statistics.median(seconds)
     report(
         median_seconds=median,
@@ -109,13 +109,14 @@ def measure(call: Callable[[], np.ndarray], report: Report, repetitions: Repetit
     return result
 
 
-def _timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    """Seconds of a call, and its result."""
     start = time.perf_counter()
     result = call()
     return time.perf_counter() - start, result
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
     """Bytes of this process: VmRSS, resident now, or VmHWM, the most that were since the peak was last forgotten."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -124,12 +125,12 @@ def _memory(field: str) -> int:
     raise RuntimeError(f"expected {field} in /proc/self/status")
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Lets the kernel count the peak of resident memory anew (proc(5), clear_refs)."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-def _return_free_memory() -> None:
+def _return_freememory() -> None:
     """Gives the allocator's free memory back; else what was used before would hide what is used next."""
     ctypes.CDLL(None).malloc_trim(0)
 

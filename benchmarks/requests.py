@@ -9,20 +9,19 @@ examples, compiled for it; their calls take turns.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags
+
+from benchmarks.measure import forget_peak, memory, timed
 
 _SIZES = flags.DEFINE_list("sizes", ["1", "8", "64", "128", "256", "512", "1024"], "Numbers of examples.")
 _MODEL = flags.DEFINE_string("model", None, "The exported model, to compare with programs of one shape each.")
@@ -52,7 +51,7 @@ def main(arguments: list[str]) -> None:
     for n in map(int, _SIZES.value):
         x1, x2 = (tf.constant(_examples(inputs["x1"], n, seed)) for seed in (0, 1))
         ((pair,), mib), ((symmetric,), _), ((diagonal,), _) = (
-            _measured(functools.partial(fn, *x))
+            _measured(_to_numpy(fn, *x))
             for fn, x in ((model.ntk, (x1, x2)), (model.ntk_symmetric, (x1,)), (model.ntk_diagonal, (x1,)))
         )
         cells = [
@@ -65,9 +64,9 @@ def main(arguments: list[str]) -> None:
             f"{diagonal:.4g} s",
         ]
         if dedicated:
-            call = functools.partial(dedicated, x1, x2)
-            call().numpy()  # compiles it
-            (one_shape, pair), _ = _measured(call, functools.partial(model.ntk, x1, x2))
+            call = _to_numpy(dedicated, x1, x2)
+            call()  # compiles it
+            (one_shape, pair), _ = _measured(call, _to_numpy(model.ntk, x1, x2))
             cells += [f"{one_shape:.4g} s", f"{pair / one_shape:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
@@ -95,40 +94,20 @@ def _examples(spec: Any, n: int, seed: int) -> np.ndarray:
     return values.astype(spec.dtype.as_numpy_dtype)
 
 
-def _measured(*calls: Callable[[], Any]) -> tuple[list[float], float]:
+def _to_numpy(fn: Callable[..., Any], *x: Any) -> Callable[[], np.ndarray]:
+    return lambda: fn(*x).numpy()
+
+
+def _measured(*calls: Callable[[], np.ndarray]) -> tuple[list[float], float]:
     """Median seconds of each of these calls, in turns, and the MiB by which the process grew at most."""
     seconds: list[list[float]] = [[] for _ in calls]
-    with _memory_watched() as peak:
-        while not seconds[0] or sum(map(sum, seconds)) + seconds[0][-1] < _SECONDS.value * len(calls):
-            for call, times in zip(calls, seconds, strict=True):
-                start = time.perf_counter()
-                call().numpy()
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:] or times) for times in seconds], (peak[1] - peak[0]) / 2**20
-
-
-@contextmanager
-def _memory_watched() -> Iterator[list[int]]:
-    """The bytes that the process has at the beginning, and at most until the end."""
-    peak = [_resident(), _resident()]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[1] = max(peak[1], _resident())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-
-
-def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    before = memory("VmRSS")
+    forget_peak()
+    while not seconds[0] or sum(map(sum, seconds)) + seconds[0][-1] < _SECONDS.value * len(calls):
+        for call, times in zip(calls, seconds, strict=True):
+            times.append(timed(call)[0])
+    growth = max(0, memory("VmHWM") - before)
+    return [statistics.median(times[1:] or times) for times in seconds], growth / 2**20
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     for name in BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]  # makes importing it an ImportError
 
+# Imports come after the blocking, hence E402.
 import argparse  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402

@@ -4,6 +4,7 @@ import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from exporter.errors import ExportError
 from exporter.suggest import did_you_mean
@@ -44,7 +45,7 @@ class ConfigError(ExportError, ValueError):
             super().__init__("\n  ".join([f"{source}: {len(self.problems)} problems", *self.problems]))
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """True for whole numbers, NumPy's too, but not for True and False."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -92,8 +93,8 @@ class Checks:
         """A text, a whole number from 0, or None."""
         if value is None or (isinstance(value, str) and value):
             return value
-        if is_int(value) and value >= 0:  # type: ignore[operator]
-            return int(value)  # type: ignore[call-overload, no-any-return]
+        if is_int(value) and value >= 0:
+            return int(value)
         self.wrong(key, "a name, an index from 0, or null", value, _boolean_hint(value))
         return None
 
@@ -138,7 +139,7 @@ class Checks:
         if not is_int(value) or value < minimum:  # type: ignore[operator]
             self.wrong(key, f"a whole number, {minimum} or more", value)
             return minimum
-        return int(value)  # type: ignore[call-overload, no-any-return]
+        return int(value)
 
     def positive(self, key: str, value: object) -> float:
         """A finite number above zero."""

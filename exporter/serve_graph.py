@@ -128,8 +128,8 @@ class Kernel:
 
         def at_once(variables: Any, level: int) -> tf.Tensor:
             f1 = self._features(level, variables, x1)
-            is_tile = level == len(self._sides) - 1
-            with tf.control_dependencies(tf.nest.flatten(f1) if is_tile else []):
+            largest = level == len(self._sides) - 1  # then one side after the other: both at work take memory
+            with tf.control_dependencies(tf.nest.flatten(f1) if largest else []):
                 f2 = self._features(level, variables, x2)
             return self._contract(variables, f1, f2)[:n1, :n2]
 

@@ -120,7 +120,7 @@ class Client:
           ServingError: there is no result; says why and what to do.
         """
         if params is not None:
-            return self._result(lambda served: self._with_params(served, x1, x1 if x2 is None else x2, params), tile)
+            return self._result(lambda served: self._pairs(served, x1, x1 if x2 is None else x2, params), tile)
         if x2 is None:
             return self._result(lambda served: self._symmetric(served, x1), tile)
         return self._result(lambda served: self._pairs(served, x1, x2), tile)
@@ -177,14 +177,11 @@ class Client:
 
     # -------------------------------------------------------------------------------------- calls as requests
 
-    def _pairs(self, served: ServedModel, x1: Any, x2: Any) -> Call:
-        spec = self._connection.signature(served, "ntk")
+    def _pairs(self, served: ServedModel, x1: Any, x2: Any, params: Mapping[str, Any] | None = None) -> Call:
+        spec = self._connection.signature(served, "ntk" if params is None else "ntk_with_params")
         first, second = (self._inputs(served, spec, side, x) for side, x in (("x1", x1), ("x2", x2)))
-        return calls.pairs(spec, first, second, self._limits)
-
-    def _with_params(self, served: ServedModel, x1: Any, x2: Any, params: Mapping[str, Any]) -> Call:
-        spec = self._connection.signature(served, "ntk_with_params")
-        first, second = (self._inputs(served, spec, side, x) for side, x in (("x1", x1), ("x2", x2)))
+        if params is None:
+            return calls.pairs(spec, first, second, self._limits)
         values = param_inputs(params, spec, self._connection.with_manifest(served).param_names)
         return calls.pairs(spec, first, second, self._limits, values)
 
