@@ -136,7 +136,7 @@ class Checks:
 
     def integer(self, key: str, value: object, minimum: int) -> int:
         """A whole number that is at least `minimum`."""
-        if not is_int(value) or value < minimum:  # type: ignore[operator]
+        if not is_int(value) or value < minimum:
             self.wrong(key, f"a whole number, {minimum} or more", value)
             return minimum
         return int(value)
@@ -150,7 +150,7 @@ class Checks:
 
     def memory(self, key: str, value: object) -> int:
         """Bytes, at least one: a whole number, or a text with a unit, such as "512MiB" or "1.5 GB"."""
-        size = int(value) if is_int(value) else _bytes_of_text(value)  # type: ignore[call-overload]
+        size = int(value) if is_int(value) else _bytes_of_text(value)
         if size is None or size < 1:
             self.wrong(key, "bytes as a whole number, or a text such as '512MiB', '1GiB' or '2GB', above 0", value)
             return 1
