@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exporter.ntk.precision import in_float64
+from exporter.ntk.products import with_convolutions_as_products
 
 ApplyFn = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...]], Any]
 
@@ -113,7 +114,7 @@ class _Jacobian:
         self._x, self.count, self._coupled = tuple(map(np.asarray, x)), len(x[0]), coupled
         self._variables = (trainable, frozen)
         batch = self._x if coupled else tuple(a[:1] for a in self._x)
-        fn = in_float64(apply_fn, trainable, frozen, batch)
+        fn = with_convolutions_as_products(in_float64(apply_fn, trainable, frozen, batch))
         with jax.experimental.enable_x64():
             self._batch_shape = jax.eval_shape(fn, trainable, frozen, batch).shape
             self._vjps = jax.jit(lambda p, s, x, cotangents: _vjps(lambda q: fn(q, s, x), p, cotangents))

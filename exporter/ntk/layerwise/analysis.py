@@ -17,8 +17,8 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import rules
-from exporter.ntk.layerwise.equations import aval, bind
 from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from exporter.ntk.layerwise.equations import aval, bind
+from exporter.ntk.equations import aval, bind
 
 Array = Any
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exporter.ntk.equations import aval
 from exporter.ntk.layerwise import contract, lowering, rules
 from exporter.ntk.layerwise.analysis import Site, Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
-from exporter.ntk.layerwise.equations import aval
 from exporter.ntk.layerwise.lowering import Lowering
 from exporter.ntk.layerwise.outputs import OutputAxes
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
+from exporter.ntk.equations import bind
 from exporter.ntk.layerwise import convolution
-from exporter.ntk.layerwise.equations import bind
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
+from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import convolution
-from exporter.ntk.layerwise.equations import aval, bind
 
 if TYPE_CHECKING:
     from exporter.ntk.layerwise.analysis import Site
