@@ -160,7 +160,7 @@ class _Walk:
             return self._sites(eqn, inputs) if scanned is None else scanned
         tag = _sort(inputs) if has_data else Sort.CONSTANT
         values = self._bind(eqn, [value for value, _ in inputs], tag)
-        if self._true is not None and sum(tag is Sort.DERIVED for _, tag in inputs) > 1:
+        if self._true is not None and eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
             values = [self._materialized(value) for value in values]
         if not params:
             return [(value, tag) for value in values]
@@ -172,7 +172,10 @@ class _Walk:
         return self._lowering.bind(eqn, values) if tag in _DATA else bind(eqn, values)
 
     def _materialized(self, value: Any) -> Any:
-        """Where derivatives of several uses meet, as in a residual connection, their sum is kept."""
+        """Where derivatives of several uses meet, as in a residual connection, their sum is kept.
+
+        Not that of a matrix product, as attention's are: XLA does not fuse such derivatives into others.
+        """
         return materialized(value, self._true) if jax.numpy.issubdtype(value.dtype, jax.numpy.floating) else value
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
@@ -263,9 +266,14 @@ class _Walk:
         return [(value, Sort.DERIVED) for value in (*carry, *ys)]
 
 
+def _derived(inputs: Sequence[Tagged]) -> int:
+    """How many of them depend on a parameter."""
+    return sum(tag is Sort.DERIVED for _, tag in inputs)
+
+
 def _sort(inputs: Sequence[Tagged]) -> Sort:
     """Of what is made of data, and maybe of constants."""
-    return Sort.DERIVED if any(tag is Sort.DERIVED for _, tag in inputs) else Sort.DATA
+    return Sort.DERIVED if _derived(inputs) else Sort.DATA
 
 
 def _param(eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> Param:

@@ -20,6 +20,8 @@ Array = Any
 # XLA:CPU's convolution of few positions (8×8 and fewer) is slower than a sum of matrix products, one for each tap; and
 # where the kernel is larger than its input it takes scalar loops, 200 times slower (measured with the XLA of TF 2.21).
 FEW_POSITIONS = 64
+# A sum over more taps than 5×5 is a loop: XLA compiles one of 49 that it fuses for seconds, and runs it more slowly.
+MOST_TAPS = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,15 +192,30 @@ def _sum_over_taps(window: Window, groups: int, a: Array, w: Array) -> Array:
     return convolve(a, w)
 
 
-def _taps(window: Window, a: Array, product: Callable[[int, Array], Array]) -> Array:
-    padded = window.pad(a, 1)
-    total: Array = 0.0
-    for k, taps in enumerate(np.ndindex(*window.kernel)):
-        x = padded
-        for axis, tap in enumerate(taps):
-            x = window.under_tap(x, axis, 1, tap)
-        total = total + product(k, x)
-    return total
+def _taps(window: Window, a: Array, product: Callable[[Any, Array], Array]) -> Array:
+    """The sum of product(k, data under tap k) over the kernel's taps, which are numbered in row-major order."""
+    padded, (first, *rest) = window.pad(a, 1), window.kernel
+
+    def of_row(row: Any, x: Array) -> Array:
+        """That of the taps with one index along the first axis, of the data under these."""
+        total: Array = 0.0
+        for k, taps in enumerate(np.ndindex(*rest)):
+            under = x
+            for axis, tap in enumerate(taps, 1):
+                under = window.under_tap(under, axis, 1, tap)
+            total = total + product(row * math.prod(rest) + k, under)
+        return total
+
+    if math.prod(window.kernel) <= MOST_TAPS:
+        return sum(of_row(row, window.under_tap(padded, 0, 1, row)) for row in range(first))
+
+    def add_row(row: Array, total: Array) -> Array:
+        reach = (window.outputs[0] - 1) * window.strides[0] + 1
+        x = lax.dynamic_slice_in_dim(padded, row * window.dilations[0], reach, 1)
+        return total + of_row(row, lax.slice_in_dim(x, 0, reach, window.strides[0], 1))
+
+    specs = jax.eval_shape(lambda x: of_row(0, x), window.under_tap(padded, 0, 1, 0))
+    return lax.fori_loop(0, first, add_row, jnp.zeros(specs.shape, specs.dtype))
 
 
 def _product(x: Array, w: Array, groups: int) -> Array:
