@@ -26,6 +26,7 @@ from exporter.plan import Plan, make_plan
 from exporter.programs import functions_by_blocks, functions_of_whole_batches
 from exporter.progress import Progress, SilentProgress
 from exporter.signatures import KernelModule, input_names, param_names
+from exporter.traced import without_graph_optimizers
 from exporter.verify import Verification, verify
 from exporter.versions import stage_version
 from exporter.warmup import count_programs, examples_of_requests
@@ -90,12 +91,12 @@ def export_savedmodel(
         with progress.stage("choose") as note:
             choice = choose(plan)
             note(choice.summary)
-        with progress.stage("lower") as note:
+        with progress.stage("lower") as note, without_graph_optimizers():
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))
         requests = examples_of_requests(plan.export.signatures, choice.schedule)
         compiled = count_programs(plan.export.signatures, choice.schedule)
-        with progress.stage("write") as note:
+        with progress.stage("write") as note, without_graph_optimizers():
             _write(module, plan, staging.path, requests if plan.export.warmup else None)
             note(f"{_size(staging.path) / 2**20:.1f} MiB")
         with progress.stage("verify") as note:

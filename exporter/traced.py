@@ -1,8 +1,9 @@
-"""Functions that are traced once and shared by all graphs that call them."""
+"""Functions that are traced once, shared by all graphs that call them, and cheap to call for the first time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -31,3 +32,19 @@ def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         return traces[key](*args)
 
     return call
+
+
+@contextlib.contextmanager
+def without_graph_optimizers() -> Iterator[None]:
+    """Functions called by graphs that are traced or saved within it keep their graphs as they are when they are run.
+
+    TensorFlow's optimizers would go over a function, with all that it calls, at its first call from each other one, and
+    find nothing: what takes time is in XLA programs. Without them first calls take half as long.
+    """
+    key = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(key, False)
+    tf.config.optimizer.set_experimental_options({key: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({key: before})

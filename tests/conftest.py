@@ -1,10 +1,17 @@
 """Settings and fixtures that all tests share."""
 
+import atexit
 import functools
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "TF_XLA_FLAGS" not in os.environ:  # in the first process of these tests: each program is compiled in one of them
+    cache = tempfile.mkdtemp(prefix="ntk_tests_")
+    atexit.register(shutil.rmtree, cache)
+    os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={cache}"
 
 import jax  # after the environment that it reads
 import pytest
@@ -19,7 +26,10 @@ def exported(tmp_path_factory):
     """`exported(name)` is an `export_models.Exported`: made when a test first asks for it, and shared by all tests."""
     import export_models
 
-    return functools.cache(lambda name: export_models.export(name, tmp_path_factory.mktemp(name)))
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent  # of all workers
+    return functools.cache(lambda name: export_models.export(name, directory))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import models
 import numpy as np
 import tensorflow as tf
 
+from exporter import manifest
 from exporter.config import ExportConfig, NtkConfig
 from exporter.export import ExportResult, export_savedmodel
 from exporter.ntk.reference import reference_ntk
@@ -133,8 +136,16 @@ class Exported:
             np.testing.assert_array_less(np.max(np.abs(value - expected)) / np.max(np.abs(expected)), self.rtol)
 
 
-def export(name: str, base_dir: Path) -> Exported:
-    """Exports one of EXPORTS."""
+def export(name: str, directory: Path) -> Exported:
+    """Exports one of EXPORTS below `directory`, unless another process of these tests has done so already."""
     build, ntk, config = EXPORTS[name]
+    keras.utils.clear_session()  # so that variables have the same names in all processes
     model = build()
-    return Exported(name, export_savedmodel(model, base_dir, ntk, config), model, make_plan(model, ntk, config))
+    plan = make_plan(model, ntk, config)
+    base_dir = directory / name
+    with open(directory / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not base_dir.exists():
+            return Exported(name, export_savedmodel(model, base_dir, ntk, config), model, plan)
+    path = base_dir / "1"
+    return Exported(name, ExportResult(path, json.loads((path / manifest.FILE).read_text())), model, plan)

@@ -61,9 +61,8 @@ def randomize(variables: Iterable[Any], seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for variable in variables:
         name, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
-        if not np.issubdtype(
-            np.dtype(variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name), float
-        ):
+        dtype = variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name
+        if not np.issubdtype(np.dtype(dtype), np.floating):
             continue
         noise = rng.normal(size=shape)
         if "variance" in name:

@@ -16,7 +16,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
 import exporter.signatures
 from exporter.config import SIGNATURES, ExportConfig, NtkConfig
@@ -499,3 +499,15 @@ def test_explain_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "kernel          ntk (n, n) float32" in str(explain(models.by_id("mlp").build()))
     assert os.listdir(tmp_path) == []
+
+
+def test_calls_of_functions_leave_their_graphs_as_they_are(exported):
+    """Or TensorFlow would optimize each of them at its first call from each other one."""
+    saved_model = saved_model_pb2.SavedModel.FromString((exported("many_outputs").path / "saved_model.pb").read_bytes())
+    graph = saved_model.meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    configs = [
+        config_pb2.ConfigProto.FromString(node.attr["config_proto"].s) for node in nodes if "config_proto" in node.attr
+    ]
+    assert configs
+    assert all(config.graph_options.rewrite_options.disable_meta_optimizer for config in configs)
