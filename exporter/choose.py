@@ -86,8 +86,7 @@ def _divided(plan: Plan) -> Choice | None:
 
     def features_bytes(parts: LayerwiseParts) -> int:
         """Of one example."""
-        leaves = jax.tree.leaves(jax.eval_shape(parts.features, *variables, x))
-        return sum(a.size * a.dtype.itemsize for a in leaves) // 4
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(parts.specs(1)))
 
     parts = plan.layerwise_parts(LARGEST_BLOCK)  # in the forms best for such blocks, if there can be some
     if 3 * LARGEST_BLOCK * features_bytes(parts) > budget / 2:
@@ -101,8 +100,7 @@ def _divided(plan: Plan) -> Choice | None:
     if 3 * per_example > budget:
         return None
     one, four = (_measure(parts.features, *variables, tuple(a[:n] for a in x)) for n in (1, 4))
-    values = jax.eval_shape(parts.features, *variables, x)
-    pairs = _measure(parts.contract, *variables, values, values)
+    pairs = _measure(parts.contract, *variables, parts.specs(4), parts.specs(4))
 
     def work(block: int) -> int:
         """Bytes of the features of a block while they are made, or of one block's and its contraction."""
@@ -176,7 +174,8 @@ def _undivided(plan: Plan, name: str) -> Choice:
     while measured.bytes * (largest / block) ** 2 > budget:  # no part of it grows faster
         largest //= 2
     work = int(measured.bytes * (largest / block) ** 2)
-    return Choice(name, Schedule(Undivided(kernel), Blocks(_sizes(largest), 1)), 0, work, measured.seconds)
+    schedule = Schedule(Undivided(kernel, plan.example), Blocks(_sizes(largest), 1))
+    return Choice(name, schedule, 0, work, measured.seconds)
 
 
 def _sizes(largest: int) -> tuple[int, ...]:

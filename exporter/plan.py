@@ -60,10 +60,20 @@ class Plan:
     def layerwise_parts(self, block: int, passes: int = 1) -> LayerwiseParts:
         """The layerwise kernel as features and their contraction, best for blocks of so many examples."""
         model = self.model
-        x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
         return LayerwiseParts(
-            model.apply_fn, model.trainable, model.frozen, x, counts=(block, block), passes=passes, **self.axes
+            model.apply_fn,
+            model.trainable,
+            model.frozen,
+            self.example,
+            counts=(block, block),
+            passes=passes,
+            **self.axes,
         )
+
+    @property
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of the model's inputs for one example, (1, ...)."""
+        return tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in self.model.inputs)
 
     @property
     def served(self) -> FunctionalModel:

@@ -127,8 +127,8 @@ def _kernel(
     """The kernel by contractions of these sizes; its features of (variables, x); and their shapes and dtypes."""
     parts, variables = schedule.parts, (model.trainable, model.frozen)
     number = () if parts.passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
-    values = jax.eval_shape(parts.features, *variables, x, *number)
-    made = program(parts.features, *variables, x, *number)
+    values = parts.specs(1)
+    made = program(parts.features, *variables, x, *number, results=values)
     contract = program(parts.contract, *variables, values, values)
 
     def features(variables: Any, x: Any) -> Any:
@@ -200,12 +200,16 @@ class _Program:
         platforms: Sequence[str],
         precision: str,
         polymorphic_shapes: Sequence[Any] | None = None,
+        results: Any = None,
     ) -> None:
-        """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes."""
+        """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes.
+
+        And if they are known those of its results, so that it need not be traced for them.
+        """
         if precision == "float64":
-            fn = in_float64(fn, *specs)
+            fn, results = in_float64(fn, *specs), None
         with jax.experimental.enable_x64(precision == "float64"):
-            self._results = jax.eval_shape(fn, *specs)
+            self._results = jax.eval_shape(fn, *specs) if results is None else results
         self._run = lower(fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes)
 
     def __call__(self, *args: Any) -> Any:

@@ -68,6 +68,9 @@ class KernelParts(Protocol):
     def features(self, trainable: Any, frozen: Any, x: tuple[Any, ...], number: Any = 0) -> Any:
         """A pytree of arrays (n, ...), of examples x, for one of the passes."""
 
+    def specs(self, n: int) -> Any:
+        """Shapes and dtypes of the features of n examples."""
+
     def contract(self, trainable: Any, frozen: Any, features1: Any, features2: Any) -> Any:
         """What is (n1, n2, ...) of the kernel of examples with these features."""
 
@@ -77,13 +80,17 @@ class Undivided:
 
     passes = 1
 
-    def __init__(self, kernel: KernelFn) -> None:
-        """Takes the kernel of two batches."""
-        self.contract = kernel
+    def __init__(self, kernel: KernelFn, inputs: Sequence[jax.ShapeDtypeStruct]) -> None:
+        """Takes the kernel of two batches and shapes and dtypes of one example, each (1, ...)."""
+        self.contract, self._inputs = kernel, tuple(inputs)
 
     def features(self, trainable: Any, frozen: Any, x: tuple[Any, ...], number: Any = 0) -> Any:
         """x itself."""
         return x
+
+    def specs(self, n: int) -> Any:
+        """Those of x."""
+        return tuple(jax.ShapeDtypeStruct((n, *spec.shape[1:]), spec.dtype) for spec in self._inputs)
 
 
 def diagonal_fn(parts: KernelParts) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class LayerwiseParts:
         axes = self._default.axes
         self._outputs = -(-axes.traced // passes) if axes.diagonal == 1 else axes.traced
         self.passes = -(-axes.traced // self._outputs)
+        self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
 
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""
@@ -67,15 +69,31 @@ class LayerwiseParts:
 
     def features(self, trainable: Any, frozen: Any, x: tuple[Array, ...], number: Any = 0) -> Features:
         """What pass `number` of the kernel needs to know of each example: a pytree of (n, ...)."""
-        basis = self._default.axes.basis(self._default.dtype)
-        if self.passes > 1:
-            padding = self.passes * self._outputs - basis.shape[1]  # with zeros, which add nothing
-            basis = jnp.pad(basis, [(0, padding if axis == 1 else 0) for axis in range(basis.ndim)])
-            basis = lax.dynamic_slice_in_dim(basis, number * self._outputs, self._outputs, 1)
+        basis = self._basis(number)
         return lax.platform_dependent(
             cpu=lambda: self._on_cpu.compute(trainable, frozen, x, basis),
             default=lambda: self._default.compute(trainable, frozen, x, basis),
         )
+
+    def specs(self, n: int) -> Features:
+        """Shapes and dtypes of the features of n examples."""
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), self._of_one)
+
+    @functools.cached_property
+    def _of_one(self) -> Features:
+        def compute(trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Features:
+            return self._default.compute(trainable, frozen, x, self._basis(0))
+
+        return jax.eval_shape(compute, *self._arguments)
+
+    def _basis(self, number: Any) -> Array:
+        """The cotangents of the outputs of a pass."""
+        basis = self._default.axes.basis(self._default.dtype)
+        if self.passes == 1:
+            return basis
+        padding = self.passes * self._outputs - basis.shape[1]  # with zeros, which add nothing
+        basis = jnp.pad(basis, [(0, padding if axis == 1 else 0) for axis in range(basis.ndim)])
+        return lax.dynamic_slice_in_dim(basis, number * self._outputs, self._outputs, 1)
 
     def contract(self, trainable: Any, frozen: Any, features1: Features, features2: Features) -> Array:
         """The part (n1, n2, ...) of the kernel that is of a pass with these features; the variables are not used."""

@@ -116,7 +116,7 @@ class ExampleFeatures:
         `basis` holds the cotangents (D, C, K, *S) of the outputs that they are of (see `OutputAxes`).
         """
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
-        pull_backs = [self._pull_back(c, variables) if c.pulled_back else None for c in self.components]
+        pull_back = self._pull_back(variables)
         outputs = basis.shape[:3]
         basis = basis.reshape(-1, *self._shape)
 
@@ -130,9 +130,11 @@ class ExampleFeatures:
             _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
             derivatives = jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
             features: Features = {form: [] for form in contract.FORMS}
-            for component, pull_back in zip(self.components, pull_backs, strict=True):
+            pulled_back = iter(pull_back([self._jacobians(c, saved, derivatives) for c in self._pulled_back]))
+            for component in self.components:
                 if component.form == "explicit":
-                    jacobians = self._jacobians(component, pull_back, saved, derivatives)
+                    pulled = component.pulled_back
+                    jacobians = next(pulled_back) if pulled else self._jacobians(component, saved, derivatives)
                     features["explicit"] += [(contract.flat(g, outputs),) for g in jacobians]
                 elif component.form == "joined":
                     a, d = self._joined_factors(component, saved, derivatives)
@@ -148,14 +150,9 @@ class ExampleFeatures:
     def _batch(self, example: Array) -> Array:
         return example if self._coupled else example[None]
 
-    def _jacobians(
-        self, component: Component, pull_back: Callable | None, saved: list[Any], derivatives: list[Array]
-    ) -> list[Array]:
-        """G (R, *variable) for each of the component's variables."""
-        jacobians = [
-            sum(_explicit(self.sites[k], saved[k], derivatives[k]) for k in group) for group in component.groups
-        ]
-        return jacobians if pull_back is None else jax.vmap(pull_back)(jacobians)
+    def _jacobians(self, component: Component, saved: list[Any], derivatives: list[Array]) -> list[Array]:
+        """G (R, *parameter) for each of the component's groups."""
+        return [sum(_explicit(self.sites[k], saved[k], derivatives[k]) for k in group) for group in component.groups]
 
     def _joined_factors(self, component: Component, saved: list[Any], derivatives: list[Array]) -> tuple[Array, Array]:
         """The factors of all sites of the component's one parameter, with the positions of one after the other's."""
@@ -165,18 +162,29 @@ class ExampleFeatures:
         a, d = (jnp.concatenate(part, axis) for part, axis in zip(parts, axes, strict=True))
         return a, d
 
-    def _pull_back(self, component: Component, variables: list[Array]) -> Callable[[list[Array]], list[Array]]:
-        """The derivative of a component's prefix, transposed: from its groups' parameters to its variables."""
+    @property
+    def _pulled_back(self) -> list[Component]:
+        return [component for component in self.components if component.pulled_back]
 
-        def prefix(leaves: list[Array]) -> list[Array]:
+    def _pull_back(self, variables: list[Array]) -> Callable[[list[list[Array]]], list[list[Array]]]:
+        """The derivative of all prefixes, transposed: G of variables from G of groups, for each pulled-back component.
+
+        One for all together, because tracing the prefix of one goes through the whole model.
+        """
+        components = self._pulled_back
+
+        def prefixes(leaves: list[list[Array]]) -> list[list[Array]]:
             replaced = list(variables)
-            for k, leaf in zip(component.leaves, leaves, strict=True):
-                replaced[k] = leaf
+            for component, values in zip(components, leaves, strict=True):
+                for k, value in zip(component.leaves, values, strict=True):
+                    replaced[k] = value
             operands = self._trace.operands(replaced)
-            return [operands[group[0]] for group in component.groups]
+            return [[operands[group[0]] for group in component.groups] for component in components]
 
-        operands, vjp = jax.vjp(prefix, [variables[k] for k in component.leaves])
-        return lambda jacobians: vjp([g.astype(w.dtype) for g, w in zip(jacobians, operands, strict=True)])[0]
+        if not components:
+            return lambda jacobians: []
+        operands, vjp = jax.vjp(prefixes, [[variables[k] for k in component.leaves] for component in components])
+        return jax.vmap(lambda jacobians: vjp(jax.tree.map(lambda g, w: g.astype(w.dtype), jacobians, operands))[0])
 
     def _components(self, counts: tuple[int, int] | None) -> list[Component]:
         by_parameter: dict[tuple[Any, ...], list[int]] = {}
