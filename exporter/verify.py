@@ -21,7 +21,7 @@ from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.ntk.precision import in_float64
-from exporter.ntk.reference import reference_ntk
+from exporter.ntk.reference import jitted_vjps, reference_ntk
 from exporter.sampling import sample_inputs
 from exporter.signatures import SIGNATURES, input_names, param_names
 from serving import reference
@@ -149,6 +149,8 @@ def _reference(
 ) -> dict[str, np.ndarray]:
     """float64 values for each signature."""
 
+    vjps = jitted_vjps(model.apply_fn)
+
     def kernel(trainable: Any, x1: Any, x2: Any = None) -> np.ndarray:
         return reference_ntk(
             model.apply_fn,
@@ -159,6 +161,7 @@ def _reference(
             trace_axes=ntk.trace_axes,
             diagonal_axes=ntk.diagonal_axes,
             coupled=coupled,
+            vjps=vjps,
         )
 
     x, few = sides["x"], len(sides["x2"][0])

@@ -15,6 +15,21 @@ from exporter.ntk.precision import in_float64
 from exporter.ntk.products import with_convolutions_as_products
 
 ApplyFn = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...]], Any]
+Vjps = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], Any], list[Any]]
+
+
+def jitted_vjps(apply_fn: ApplyFn) -> Vjps:
+    """The function of variables, inputs and cotangents (R, n, *S) to float64 gradients (R, ...) of each parameter."""
+
+    @jax.jit
+    def vjps(trainable: Mapping[str, Any], frozen: Mapping[str, Any], x: tuple[Any, ...], cotangents: Any) -> list[Any]:
+        fn = with_convolutions_as_products(in_float64(apply_fn, trainable, frozen, x))
+        params = {k: jnp.asarray(v, jnp.float64) for k, v in trainable.items()}
+        _, vjp = jax.vjp(lambda params: fn(params, frozen, x), params)
+        (grads,) = jax.vmap(vjp)(cotangents)
+        return list(grads.values())
+
+    return vjps
 
 
 def reference_ntk(
@@ -28,6 +43,7 @@ def reference_ntk(
     diagonal_axes: Sequence[int] = (),
     coupled: bool = False,
     memory: int = 1 << 30,
+    vjps: Vjps | None = None,
 ) -> np.ndarray:
     """J(x1) J(x2)ᵀ with J = ∂f/∂trainable written out row by row in float64 (Jacot et al. 2018, eq. 4).
 
@@ -41,12 +57,14 @@ def reference_ntk(
       diagonal_axes: axes of the output of which only equal positions are kept.
       coupled: whether examples of a batch influence each other's outputs: one Jacobian of the whole batch.
       memory: bytes that the Jacobians held at one time may take, if one example's kept outputs fit; else time is taken.
+      vjps: `jitted_vjps(apply_fn)`, if it is called for several values of the variables and should be compiled once.
 
     Returns:
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
     """
-    left = _Jacobian(apply_fn, trainable, frozen, x1, coupled)
-    right = left if x2 is None else _Jacobian(apply_fn, trainable, frozen, x2, coupled)
+    vjps = vjps or jitted_vjps(apply_fn)
+    left = _Jacobian(apply_fn, vjps, trainable, frozen, x1, coupled)
+    right = left if x2 is None else _Jacobian(apply_fn, vjps, trainable, frozen, x2, coupled)
     shape = left.output_shape
     reduced = [1 if a + 1 in {t % (len(shape) + 1) for t in trace_axes} else n for a, n in enumerate(shape)]
     kernel = np.zeros((left.count, math.prod(reduced), right.count, math.prod(reduced)))
@@ -110,14 +128,14 @@ class _Jacobian:
       output_shape: of one example's output.
     """
 
-    def __init__(self, apply_fn: ApplyFn, trainable: Any, frozen: Any, x: tuple[Any, ...], coupled: bool) -> None:
+    def __init__(
+        self, apply_fn: ApplyFn, vjps: Vjps, trainable: Any, frozen: Any, x: tuple[Any, ...], coupled: bool
+    ) -> None:
         self._x, self.count, self._coupled = tuple(map(np.asarray, x)), len(x[0]), coupled
-        self._variables = (trainable, frozen)
-        batch = self._x if coupled else tuple(a[:1] for a in self._x)
-        fn = with_convolutions_as_products(in_float64(apply_fn, trainable, frozen, batch))
+        self._variables, self._vjps = (trainable, frozen), vjps
+        batch = (trainable, frozen, self._batch(0))
         with jax.experimental.enable_x64():
-            self._batch_shape = jax.eval_shape(fn, trainable, frozen, batch).shape
-            self._vjps = jax.jit(lambda p, s, x, cotangents: _vjps(lambda q: fn(q, s, x), p, cotangents))
+            self._batch_shape = jax.eval_shape(in_float64(apply_fn, *batch), *batch).shape
         self.output_shape: tuple[int, ...] = self._batch_shape[1:]
 
     def __call__(self, parts: Sequence[np.ndarray], examples: slice) -> list[np.ndarray]:
@@ -128,14 +146,9 @@ class _Jacobian:
             for n in range(*examples.indices(self.count)):
                 cotangents = np.zeros((len(outputs), self._batch_shape[0], math.prod(self.output_shape)))
                 cotangents[np.arange(len(outputs)), n if self._coupled else 0, outputs] = 1
-                x = self._x if self._coupled else tuple(a[n : n + 1] for a in self._x)
-                jacobian = self._vjps(*self._variables, x, cotangents.reshape(-1, *self._batch_shape))
+                jacobian = self._vjps(*self._variables, self._batch(n), cotangents.reshape(-1, *self._batch_shape))
                 each.append([np.asarray(leaf).reshape(len(parts), len(parts[0]), -1) for leaf in jacobian])
         return [np.stack(leaf) for leaf in zip(*each, strict=True)]
 
-
-def _vjps(fn: Callable[[Any], Any], params: Mapping[str, Any], cotangents: Any) -> list[Any]:
-    params = {k: jnp.asarray(v, jnp.float64) for k, v in params.items()}
-    _, vjp = jax.vjp(fn, params)
-    (grads,) = jax.vmap(vjp)(cotangents)
-    return [g.reshape(len(cotangents), -1) for g in grads.values()]
+    def _batch(self, n: int) -> tuple[np.ndarray, ...]:
+        return self._x if self._coupled else tuple(a[n : n + 1] for a in self._x)
