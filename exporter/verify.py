@@ -149,7 +149,8 @@ def _reference(
 ) -> dict[str, np.ndarray]:
     """float64 values for each signature."""
 
-    vjps = jitted_vjps(model.apply_fn)
+    x, few = sides["x"], len(sides["x2"][0])
+    vjps = jitted_vjps(model.apply_fn, model.trainable, model.frozen, x)
 
     def kernel(trainable: Any, x1: Any, x2: Any = None) -> np.ndarray:
         return reference_ntk(
@@ -163,8 +164,6 @@ def _reference(
             coupled=coupled,
             vjps=vjps,
         )
-
-    x, few = sides["x"], len(sides["x2"][0])
 
     def of_two(trainable: Any) -> np.ndarray:
         return kernel(trainable, x, sides["x2"]) if coupled else kernel(trainable, x)[:, :few]

@@ -15,18 +15,21 @@ from serving.warmup_file import request_of_zeros
 def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
     """For each signature the numbers of examples, the same on both sides, of its warmup requests.
 
-    One for each size of block, one that needs more than a tile, and for requests too large for these one without
-    examples (see `serve_graph.Kernel`). `ntk_with_params` has the programs of `ntk`, so where there is `ntk` one
-    request for its graph will do. A model whose batches are never split gets one request of one example.
+    One for each size of block, one that needs more than a block, one that needs more than a tile, and for requests too
+    large for these one without examples (see `serve_graph.Kernel`). `ntk_with_params` has the programs of `ntk`, so
+    where there is `ntk` one request for its graph will do. A model whose batches are never split gets one request of
+    one example.
     """
-    sizes = [1] if schedule is None else [*schedule.blocks.sizes, schedule.blocks.tile + 1]
     examples = {}
     for name in signatures:
-        pairs = _programs(name)[-1] == "contract"
-        if name == "ntk_with_params" and "ntk" in signatures:
+        if schedule is None or (name == "ntk_with_params" and "ntk" in signatures):
             examples[name] = [1]
-        else:
-            examples[name] = [*sizes, *([0] if pairs and schedule and schedule.larger else [])]
+            continue
+        blocks = schedule.blocks
+        examples[name] = [*blocks.sizes, blocks.sizes[-1] + 1]
+        if _programs(name)[-1] == "contract":
+            more_than_a_tile = [blocks.tile + 1] if blocks.joined > 1 else []
+            examples[name] += [*more_than_a_tile, *([0] if schedule.larger else [])]
     return examples
 
 

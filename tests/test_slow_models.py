@@ -42,7 +42,7 @@ def set_statistics(model, x):
         layer.moving_mean.assign(keras.ops.zeros(layer.moving_mean.shape))
 
 
-@pytest.mark.parametrize("name", ["MobileNet", "ResNet50"])
+@pytest.mark.parametrize("name", ["MobileNet"])
 def test_the_kernel_is_within_5e_6_of_the_float64_reference(name):
     keras.utils.set_random_seed(0)
     build = getattr(keras.applications, name)

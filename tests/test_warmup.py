@@ -28,7 +28,7 @@ def test_requests_reach_every_block():
     sizes = [1, 4, 16, 17]
     assert examples_of_requests(ALL, SCHEDULE) == {name: [1] if name == "ntk_with_params" else sizes for name in ALL}
     joined = dataclasses.replace(SCHEDULE, blocks=Blocks((1, 4, 16), resident=3, joined=2))
-    assert examples_of_requests(("ntk",), joined) == {"ntk": [1, 4, 16, 33]}
+    assert examples_of_requests(("ntk", "forward"), joined) == {"ntk": [1, 4, 16, 17, 33], "forward": sizes}
     assert examples_of_requests(("ntk_with_params",), SCHEDULE) == {"ntk_with_params": sizes}
     assert examples_of_requests(("ntk", "forward"), None) == {"ntk": [1], "forward": [1]}
 

@@ -18,12 +18,15 @@ ApplyFn = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...]], Any]
 Vjps = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], Any], list[Any]]
 
 
-def jitted_vjps(apply_fn: ApplyFn) -> Vjps:
-    """The function of variables, inputs and cotangents (R, n, *S) to float64 gradients (R, ...) of each parameter."""
+def jitted_vjps(apply_fn: ApplyFn, trainable: Any, frozen: Any, x: tuple[Any, ...]) -> Vjps:
+    """The function of variables, inputs and cotangents (R, n, *S) to float64 gradients (R, ...) of each parameter.
+
+    Of the arguments here only the dtypes are used. It is to be called where float64 is enabled.
+    """
+    fn = with_convolutions_as_products(in_float64(apply_fn, trainable, frozen, x))
 
     @jax.jit
     def vjps(trainable: Mapping[str, Any], frozen: Mapping[str, Any], x: tuple[Any, ...], cotangents: Any) -> list[Any]:
-        fn = with_convolutions_as_products(in_float64(apply_fn, trainable, frozen, x))
         params = {k: jnp.asarray(v, jnp.float64) for k, v in trainable.items()}
         _, vjp = jax.vjp(lambda params: fn(params, frozen, x), params)
         (grads,) = jax.vmap(vjp)(cotangents)
@@ -57,12 +60,12 @@ def reference_ntk(
       diagonal_axes: axes of the output of which only equal positions are kept.
       coupled: whether examples of a batch influence each other's outputs: one Jacobian of the whole batch.
       memory: bytes that the Jacobians held at one time may take, if one example's kept outputs fit; else time is taken.
-      vjps: `jitted_vjps(apply_fn)`, if it is called for several values of the variables and should be compiled once.
+      vjps: `jitted_vjps` of these, if it is called for several values of the variables and should be compiled once.
 
     Returns:
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
     """
-    vjps = vjps or jitted_vjps(apply_fn)
+    vjps = vjps or jitted_vjps(apply_fn, trainable, frozen, x1)
     left = _Jacobian(apply_fn, vjps, trainable, frozen, x1, coupled)
     right = left if x2 is None else _Jacobian(apply_fn, vjps, trainable, frozen, x2, coupled)
     shape = left.output_shape
@@ -134,8 +137,9 @@ class _Jacobian:
         self._x, self.count, self._coupled = tuple(map(np.asarray, x)), len(x[0]), coupled
         self._variables, self._vjps = (trainable, frozen), vjps
         batch = (trainable, frozen, self._batch(0))
+        fn = in_float64(apply_fn, *batch)
         with jax.experimental.enable_x64():
-            self._batch_shape = jax.eval_shape(in_float64(apply_fn, *batch), *batch).shape
+            self._batch_shape = jax.eval_shape(fn, *batch).shape
         self.output_shape: tuple[int, ...] = self._batch_shape[1:]
 
     def __call__(self, parts: Sequence[np.ndarray], examples: slice) -> list[np.ndarray]:
