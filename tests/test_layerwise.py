@@ -88,6 +88,15 @@ def _convs_of_many_positions(p, s, x):
     return jnp.tanh(y).sum((1, 2)) @ p["c"]
 
 
+def _convs_of_large_kernels(p, s, x):
+    """Each of more taps than are written out."""
+    y = lax.conv_general_dilated(x, p["a"], (2, 1), ((3, 3), (3, 2)), feature_group_count=2, **CONV)
+    strange = {"lhs_dilation": (2, 1), "rhs_dilation": (2, 1), "feature_group_count": 2}
+    y = lax.conv_general_dilated(jnp.tanh(y), p["b"], (1, 2), ((5, 4), (4, 5)), **strange, **CONV)
+    y = lax.conv_general_dilated(jnp.tanh(y), p["k"], (2, 2), "SAME", **CONV)
+    return jnp.tanh(y).sum((1, 2)) @ p["c"]
+
+
 def _batch_norm(p, s, x):
     inverse = lax.rsqrt(jnp.square(s["v"]) + 0.3) * p["g"]
     return jnp.tanh(x * inverse + (p["b"] - s["m"] * inverse)) @ p["c"]
@@ -195,6 +204,12 @@ CASES = {
         {"a": (3, 2, 3, 2), "b": (3, 2, 3, 4), "c": (4, 6)},
         (2, 18, 21),
         ("convolution", "convolution", "dense"),
+    ),
+    "convs of large kernels": Case(
+        _convs_of_large_kernels,
+        {"a": (6, 6, 1, 4), "b": (5, 6, 2, 4), "k": (7, 4, 4, 3), "c": (3, 6)},
+        (9, 8, 2),
+        ("convolution", "convolution", "convolution", "dense"),
     ),
     "batch norm": Case(
         _batch_norm, {"g": (5,), "b": (5,), "c": (5, 6)}, (3, 5), ("scale", "bias", "dense"), {"v": (5,), "m": (5,)}

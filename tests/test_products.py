@@ -86,6 +86,14 @@ def test_everything_else_stays_as_it_is():
     np.testing.assert_allclose(with_convolutions_as_products(fn)(params, x), fn(params, x), rtol=1e-13)
 
 
+def test_without_spatial_axes():
+    def fn(a, w):
+        return lax.conv_general_dilated(a, w, (), (), feature_group_count=3)
+
+    a, w = normal(2, 6), normal(9, 2)
+    np.testing.assert_allclose(with_convolutions_as_products(fn)(a, w), fn(a, w), rtol=1e-13)
+
+
 def test_without_outputs():
     def fn(a, w):
         return lax.conv(a, w, (1, 1), "VALID")

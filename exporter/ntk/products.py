@@ -47,10 +47,11 @@ def with_convolutions_as_products(fn: Callable[..., Array]) -> Callable[..., Arr
 
 
 def _is_convolution(eqn: JaxprEqn) -> bool:
-    """One that has outputs, and of examples that do not mix."""
+    """One that has spatial axes and outputs, and of examples that do not mix."""
     if eqn.primitive is not lax.conv_general_dilated_p:
         return False
-    return eqn.params["batch_group_count"] == 1 and aval(eqn.outvars[0]).size > 0
+    output = aval(eqn.outvars[0])
+    return eqn.params["batch_group_count"] == 1 and output.size > 0 and output.ndim > 2
 
 
 def _convolution(eqn: JaxprEqn, a: Array, w: Array) -> Array:

@@ -132,6 +132,8 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     if eqn.primitive.name != "conv_general_dilated" or eqn.params["batch_group_count"] > 1:
         return bind(eqn, values)
     dn = eqn.params["dimension_numbers"]
+    if len(dn.lhs_spec) == 2:  # no spatial axes: a product of matrices
+        return bind(eqn, values)
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
     w = jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0]))
     if _is_slow_on_cpu(eqn):
