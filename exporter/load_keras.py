@@ -95,7 +95,7 @@ class _KerasFile:
             return self._load_with_keras_3() if self.major >= 3 else self._load_with_keras_2()
         except ExportError:
             raise
-        except Exception as error:
+        except Exception as error:  # a damaged or foreign file may make Keras raise anything
             raise ExportError(self._explain(error)) from error
 
     def _load_with_keras_3(self) -> object:

@@ -27,7 +27,7 @@ def load_saved_model(path: pathlib.Path, function_name: str | None) -> Any:
 
     try:
         root = tf.saved_model.load(str(path))
-    except Exception as error:
+    except Exception as error:  # a damaged directory may make TensorFlow raise anything
         text = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"the SavedModel {str(path)!r} cannot be loaded: {type(error).__name__}: {text}; copy or save it again"

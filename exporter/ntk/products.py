@@ -1,7 +1,8 @@
 """Convolutions as matrix products, for float64.
 
 XLA:CPU computes float64 convolutions, and derivatives of all grouped ones, in scalar loops: a MobileNet's Jacobian
-takes 30 times as long as by matrix products.
+takes 30 times as long as by matrix products. The engine's own (`layerwise/convolution.py`) are not used here: the
+oracle's must not be wrong in the same way.
 """
 
 from __future__ import annotations
