@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.experimental
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
@@ -17,6 +18,7 @@ from exporter.functionalize import FunctionalModel
 from exporter.lower import lower
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
 from exporter.ntk.precision import in_float64
+from exporter.packing import Packing
 from exporter.signatures import Compute
 
 
@@ -85,25 +87,31 @@ def functions_by_blocks(
       precision: of matrix products, or float64 for everything.
     """
     program = functools.partial(_Program, platforms=platforms, precision=precision)
-    variables = (model.trainable, model.frozen)
+    variables = Packing((model.trainable, model.frozen), batch_axes=0)
     x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
     sizes, passes = schedule.blocks.sizes, schedule.parts.passes
-    kernel, features, values = _kernel(model, schedule, schedule.blocks.contracted, program, x, swap)
-    diagonal = program(diagonal_fn(schedule.parts), *variables, values)
-    forward = program(model.apply_fn, *variables, x)
+    packed = _PackedParts(schedule.parts, variables)
+    kernel, features = _kernel(schedule, variables, schedule.blocks.contracted, program, x, swap)
+    diagonal = program(packed.diagonal, variables.specs, packed.specs)
+
+    def forward_fn(packed: Any, x: Any) -> Any:
+        trainable, frozen = variables.unpack(packed)
+        return model.apply_fn(trainable, frozen, x)
+
+    forward = program(forward_fn, variables.specs, x)
 
     def diagonal_of_inputs(variables: Any, x: Any) -> Any:
         def of_pass(variables: Any) -> Any:
-            return diagonal(*_without_pass(variables, passes), features(variables, x))
+            return diagonal(_without_pass(variables, passes), features(variables, x))
 
         zero = tf.zeros([x[0].shape[0], *diagonal.results(1).shape[1:]], diagonal.results(1).dtype)
         return serve_graph.sum_over_passes(passes, of_pass, variables, zero)
 
     diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1))
-    forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(*variables, tuple(x)), forward.results(1))
+    forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
 
     def of(fn: Callable[..., tf.Tensor]) -> Compute:
-        return lambda params, frozen, *sides: fn((params, frozen), *sides)
+        return lambda params, frozen, *sides: fn(variables.pack((params, frozen), tf), *sides)
 
     pair = of(kernel.pairwise)
     functions: dict[str, Compute] = {
@@ -116,40 +124,62 @@ def functions_by_blocks(
     return {name: functions[name] for name in names}
 
 
+class _PackedParts:
+    """A kernel's parts as functions of packed variables, and with packed features.
+
+    Attributes:
+      specs: shapes and dtypes of the features of one example.
+    """
+
+    def __init__(self, parts: KernelParts, variables: Packing) -> None:
+        self._parts, self._variables = parts, variables
+        self._features = Packing(parts.specs(1), batch_axes=1)
+        self.specs = self._features.specs
+
+    def features(self, variables: Any, x: Any, *number: Any) -> Any:
+        trainable, frozen = self._variables.unpack(variables)
+        return self._features.pack(self._parts.features(trainable, frozen, x, *number), jnp)
+
+    def contract(self, variables: Any, *sides: Any) -> Any:
+        return self._parts.contract(*self._variables.unpack(variables), *map(self._features.unpack, sides))
+
+    def diagonal(self, variables: Any, features: Any) -> Any:
+        return diagonal_fn(self._parts)(*self._variables.unpack(variables), self._features.unpack(features))
+
+
 def _kernel(
-    model: FunctionalModel,
     schedule: Schedule,
+    variables: Packing,
     contracted: Sequence[int],
     program: Callable[..., _Program],
     x: Any,
     swap: Sequence[int],
-) -> tuple[serve_graph.Kernel, Callable[[Any, Any], Any], Any]:
-    """The kernel by contractions of these sizes; its features of (variables, x); and their shapes and dtypes."""
-    parts, variables = schedule.parts, (model.trainable, model.frozen)
-    number = () if parts.passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
-    values = parts.specs(1)
-    made = program(parts.features, *variables, x, *number, results=values)
-    contract = program(parts.contract, *variables, values, values)
+) -> tuple[serve_graph.Kernel, Callable[[Any, Any], Any]]:
+    """The kernel by contractions of these sizes, and its features of (variables, x)."""
+    passes, parts = schedule.parts.passes, _PackedParts(schedule.parts, variables)
+    number = () if passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
+    made = program(parts.features, variables.specs, x, *number, results=parts.specs)
+    contract = program(parts.contract, variables.specs, parts.specs, parts.specs)
 
     def features(variables: Any, x: Any) -> Any:
-        if parts.passes == 1:
-            return made(*variables, tuple(x))
+        if passes == 1:
+            return made(variables, tuple(x))
         variables, number = variables
-        return made(*variables, tuple(x), number)
+        return made(variables, tuple(x), number)
 
     more = schedule.larger
-    larger = None if more is None else _kernel(model, more, (more.blocks.tile,), program, x, swap)[0]
+    larger = None if more is None else _kernel(more, variables, (more.blocks.tile,), program, x, swap)[0]
     kernel = serve_graph.Kernel(
         serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1)),
-        lambda variables, *sides: contract(*_without_pass(variables, parts.passes), *sides),
+        lambda variables, *sides: contract(_without_pass(variables, passes), *sides),
         sizes=contracted,
         resident=schedule.blocks.resident,
         result=contract.results(2),
         swap=swap,
-        passes=parts.passes,
+        passes=passes,
         larger=larger,
     )
-    return kernel, features, values
+    return kernel, features
 
 
 def _without_pass(variables: Any, passes: int) -> Any:
