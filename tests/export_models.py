@@ -68,24 +68,33 @@ def zoo(model_id: str) -> Callable[[], Any]:
     return models.by_id(model_id).build
 
 
+CPU = {"platforms": ("cpu",)}  # without which tests take longer
 STRUCTURED = {"implementation": "structured_derivatives"}
 EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "cnn": (zoo("residual"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu", "cuda", "tpu"))),
-    "many_outputs": (many_outputs, NtkConfig(), ExportConfig(platforms=("cpu",))),
+    "many_outputs": (many_outputs, NtkConfig(), ExportConfig(**CPU)),
     "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
-    "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(platforms=("cpu",))),
-    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
-    "module": (zoo("tf_module"), NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk_diagonal", "ntk_symmetric"))),
-    "coupled": (coupled, NtkConfig(vmap_axes=None), ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal"))),
+    "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(**CPU)),
+    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"), **CPU)),
+    "module": (
+        zoo("tf_module"),
+        NtkConfig(**STRUCTURED),
+        ExportConfig(signatures=("ntk_diagonal", "ntk_symmetric"), **CPU),
+    ),
+    "coupled": (
+        coupled,
+        NtkConfig(vmap_axes=None),
+        ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal"), **CPU),
+    ),
     "all_axes": (
         zoo("spatial_output"),
         NtkConfig(trace_axes=(), diagonal_axes=(1,), **STRUCTURED),
-        ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal")),
+        ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal"), **CPU),
     ),
     "float64": (
         zoo("batch_norm"),
         NtkConfig(precision="float64", **STRUCTURED),
-        ExportConfig(signatures=("ntk", "forward"), verify={"rtol": 1e-12}),
+        ExportConfig(signatures=("ntk", "forward"), verify={"rtol": 1e-12}, **CPU),
     ),
 }
 

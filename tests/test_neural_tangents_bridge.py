@@ -194,7 +194,7 @@ def inputs(n, *shape, seed=2):
 @pytest.mark.parametrize("implementation", EXPLICIT)
 def test_fcn(implementation, trace_axes, diagonal_axes, vmap_axes):
     axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes)
-    ntk_fn = empirical_ntk_fn(fcn, **axes, vmap_axes=vmap_axes, implementation=implementation)
+    ntk_fn = jax.jit(empirical_ntk_fn(fcn, **axes, vmap_axes=vmap_axes, implementation=implementation))
     params, x1 = fcn_params(), inputs(3, 4)
     x2 = inputs(3 if 0 in trace_axes + diagonal_axes else 2, 4, seed=3)
     for x in (x2, None):
@@ -217,7 +217,8 @@ def test_fcn(implementation, trace_axes, diagonal_axes, vmap_axes):
 def test_cnn(implementation, trace_axes, diagonal_axes, vmap_axes):
     axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes)
     params, x1, x2 = cnn_params(), inputs(2, 4, 5, 2), inputs(2, 4, 5, 2, seed=3)
-    kernel = empirical_ntk_fn(cnn, **axes, vmap_axes=vmap_axes, implementation=implementation)(x1, x2, params)
+    ntk_fn = jax.jit(empirical_ntk_fn(cnn, **axes, vmap_axes=vmap_axes, implementation=implementation))
+    kernel = ntk_fn(x1, x2, params)
     np.testing.assert_allclose(kernel, oracle(cnn, x1, x2, params, **axes), rtol=1e-9, atol=1e-12)
 
 
@@ -233,7 +234,7 @@ def test_pytrees_of_inputs_parameters_and_outputs(implementation):
 
     params = {"left": fcn_params(), "right": fcn_params((2, 3))}
     x1, x2 = example(3, 5), example(2, 7)
-    kernels = empirical_ntk_fn(f, trace_axes=(), vmap_axes=0, implementation=implementation)(x1, x2, params)
+    kernels = jax.jit(empirical_ntk_fn(f, trace_axes=(), vmap_axes=0, implementation=implementation))(x1, x2, params)
     assert jax.tree.structure(kernels) == jax.tree.structure([0, {"sum": 0}])
     np.testing.assert_allclose(kernels[0], oracle(lambda p, x: f(p, x)[0], x1, x2, params), rtol=1e-9)
     np.testing.assert_allclose(kernels[1]["sum"], oracle(lambda p, x: f(p, x)[1]["sum"], x1, x2, params), rtol=1e-9)

@@ -225,7 +225,7 @@ def test_the_same_parameters_serve_tensorflow_and_jax(implementation):
     apply_fn, params = get_apply_fn_and_params(model)
     ntk_fn = empirical_ntk_fn_tf(model, vmap_axes=0, implementation=implementation)
     kernel = ntk_fn(x1, x2, params)
-    expected = nt.empirical_ntk_fn(apply_fn, vmap_axes=0)(x1.numpy(), x2.numpy(), params)
+    expected = jax.jit(nt.empirical_ntk_fn(apply_fn, vmap_axes=0))(x1.numpy(), x2.numpy(), params)
     np.testing.assert_allclose(kernel, expected, rtol=1e-4)
     as_tensors = {path: tf.constant(value) for path, value in params.items()}
     np.testing.assert_array_equal(ntk_fn(x1.numpy(), x2.numpy(), as_tensors), kernel)
