@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.serving.models import pool
 from benchmarks.serving.process import ServerProcess
 from serving import Client
+from serving.client.tiles import pair_tiles
 
 _SIZES = (1, 8)  # examples a side
 _TILE_LIMIT = 4 * 2**20  # gRPC's own limit for a message
@@ -46,11 +47,19 @@ def small_requests(
 
 
 def large_request(version: Path, server: ServerProcess, model: str) -> list[tuple[str, float]]:
-    """Rows (what, seconds) of a large kernel: in process, in one request, and in several."""
+    """Rows (what, seconds) of a large kernel: at once and in tiles, each in process and by requests."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(version))
     x1, x2 = np.split(pool(version, 2 * _LARGE), 2)
+    tiles = pair_tiles(_LARGE, _LARGE, example=x1[0].nbytes, entry=x1.itemsize, limit=_TILE_LIMIT)
+
+    def in_tiles() -> np.ndarray:
+        result = np.empty((_LARGE, _LARGE), x1.dtype)
+        for rows, columns in tiles:
+            result[rows, columns] = loaded.ntk(x1[rows], x2[columns])
+        return result
+
     title = f"kernel {_LARGE} × {_LARGE}"
     with (
         Client(server.grpc_address, model=model) as whole,
@@ -59,7 +68,8 @@ def large_request(version: Path, server: ServerProcess, model: str) -> list[tupl
         ways: dict[str, Callable[[], np.ndarray]] = {
             "in process": lambda: loaded.ntk(x1, x2).numpy(),
             "gRPC, one request": lambda: whole.kernel(x1, x2),
-            f"gRPC, split by a limit of {_TILE_LIMIT >> 20} MiB": lambda: tiled.kernel(x1, x2),
+            f"in process, {len(tiles)} tiles": in_tiles,
+            f"gRPC, {len(tiles)} tiles of at most {_TILE_LIMIT >> 20} MiB": lambda: tiled.kernel(x1, x2),
         }
         rows, results = [], []
         for name, ask in ways.items():
