@@ -87,18 +87,17 @@ def functions_by_blocks(
       precision: of matrix products, or float64 for everything.
     """
     program = functools.partial(_Program, platforms=platforms, precision=precision)
-    variables = Packing((model.trainable, model.frozen), batch_axes=0)
+    packing = Packing((model.trainable, model.frozen), batch_axes=0)
     x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
     sizes, passes = schedule.blocks.sizes, schedule.parts.passes
-    packed = _PackedParts(schedule.parts, variables)
-    kernel, features = _kernel(schedule, variables, schedule.blocks.contracted, program, x, swap)
-    diagonal = program(packed.diagonal, variables.specs, packed.specs)
+    kernel, features, parts = _kernel(schedule, packing, schedule.blocks.contracted, program, x, swap)
+    diagonal = program(parts.diagonal, packing.specs, parts.specs)
 
-    def forward_fn(packed: Any, x: Any) -> Any:
-        trainable, frozen = variables.unpack(packed)
+    def output(variables: Any, x: Any) -> Any:
+        trainable, frozen = packing.unpack(variables)
         return model.apply_fn(trainable, frozen, x)
 
-    forward = program(forward_fn, variables.specs, x)
+    forward = program(output, packing.specs, x)
 
     def diagonal_of_inputs(variables: Any, x: Any) -> Any:
         def of_pass(variables: Any) -> Any:
@@ -111,7 +110,7 @@ def functions_by_blocks(
     forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
 
     def of(fn: Callable[..., tf.Tensor]) -> Compute:
-        return lambda params, frozen, *sides: fn(variables.pack((params, frozen), tf), *sides)
+        return lambda params, frozen, *sides: fn(packing.pack((params, frozen), tf), *sides)
 
     pair = of(kernel.pairwise)
     functions: dict[str, Compute] = {
@@ -125,10 +124,10 @@ def functions_by_blocks(
 
 
 class _PackedParts:
-    """A kernel's parts as functions of packed variables, and with packed features.
+    """A kernel's parts as functions of packed variables and features.
 
     Attributes:
-      specs: shapes and dtypes of the features of one example.
+      specs: the packed features of one example, as shapes and dtypes.
     """
 
     def __init__(self, parts: KernelParts, variables: Packing) -> None:
@@ -149,17 +148,17 @@ class _PackedParts:
 
 def _kernel(
     schedule: Schedule,
-    variables: Packing,
+    packing: Packing,
     contracted: Sequence[int],
     program: Callable[..., _Program],
     x: Any,
     swap: Sequence[int],
-) -> tuple[serve_graph.Kernel, Callable[[Any, Any], Any]]:
-    """The kernel by contractions of these sizes, and its features of (variables, x)."""
-    passes, parts = schedule.parts.passes, _PackedParts(schedule.parts, variables)
+) -> tuple[serve_graph.Kernel, Callable[[Any, Any], Any], _PackedParts]:
+    """The kernel by contractions of these sizes, its features of (variables, x), and what these are made of."""
+    passes, parts = schedule.parts.passes, _PackedParts(schedule.parts, packing)
     number = () if passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
-    made = program(parts.features, variables.specs, x, *number, results=parts.specs)
-    contract = program(parts.contract, variables.specs, parts.specs, parts.specs)
+    made = program(parts.features, packing.specs, x, *number, results=parts.specs)
+    contract = program(parts.contract, packing.specs, parts.specs, parts.specs)
 
     def features(variables: Any, x: Any) -> Any:
         if passes == 1:
@@ -168,7 +167,7 @@ def _kernel(
         return made(variables, tuple(x), number)
 
     more = schedule.larger
-    larger = None if more is None else _kernel(more, variables, (more.blocks.tile,), program, x, swap)[0]
+    larger = None if more is None else _kernel(more, packing, (more.blocks.tile,), program, x, swap)[0]
     kernel = serve_graph.Kernel(
         serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1)),
         lambda variables, *sides: contract(_without_pass(variables, passes), *sides),
@@ -179,7 +178,7 @@ def _kernel(
         passes=passes,
         larger=larger,
     )
-    return kernel, features
+    return kernel, features, parts
 
 
 def _without_pass(variables: Any, passes: int) -> Any:
