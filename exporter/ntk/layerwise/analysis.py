@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from exporter.ntk.equations import aval, bind
-from exporter.ntk.layerwise import rules
+from exporter.ntk.layerwise import rules, uses
 from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true
 
 
@@ -83,7 +82,13 @@ class Site:
 
 
 class Trace:
-    """A jaxpr whose inputs are parameters, constants and data, and its sites."""
+    """A jaxpr whose inputs are parameters, constants and data.
+
+    Attributes:
+      jaxpr: that.
+      sites: where the parameters meet data, in the order of evaluation.
+      kept: variables whose derivatives are in memory whatever uses them (see `uses.kept_derivatives`).
+    """
 
     def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None], lowering: Lowering = DEFAULT) -> None:
         """Finds the sites.
@@ -93,7 +98,7 @@ class Trace:
           sorts: of each input: None for a parameter.
           lowering: how equations of data are computed, and derivatives at sites.
         """
-        self._closed, self._lowering = closed, lowering
+        self.jaxpr, self._consts, self._lowering = closed.jaxpr, closed.consts, lowering
         self._tags: list[Tag] = [
             Param((-1 - i,), frozenset([i]), isometric=True) if sort is None else sort for i, sort in enumerate(sorts)
         ]
@@ -101,11 +106,12 @@ class Trace:
         specs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in closed.jaxpr.invars]
         jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
         self.sites = tuple(walk.sites)
+        self.kept = uses.kept_derivatives(closed.jaxpr, walk.derived)
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""
         true = opaque_true(args[0]) if self._lowering.materializes else None
-        walk = _Walk(self._lowering, iter(zeros), true)
+        walk = _Walk(self._lowering, iter(zeros), true, kept=self.kept)
         return [value for value, _ in self._run(walk, args)], walk.saved
 
     def operands(self, variables: Sequence[Any]) -> list[Any]:
@@ -115,23 +121,27 @@ class Trace:
         return walk.operands
 
     def _run(self, walk: _Walk, args: Sequence[Any]) -> list[Tagged]:
-        return walk.run(self._closed.jaxpr, self._closed.consts, list(zip(args, self._tags, strict=True)), ())
+        return walk.run(self.jaxpr, self._consts, list(zip(args, self._tags, strict=True)), ())
 
 
 LARGE = 1 << 14  # numbers in a convolution's output whose derivative is worth being kept
-
-_REORDERING = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "convert_element_type")
-_CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 
 
 class _Walk:
     """One evaluation of the jaxpr: to find sites, to perturb them (with `zeros`), or for the prefixes alone."""
 
     def __init__(
-        self, lowering: Lowering, zeros: Iterator[Any] | None, true: Any = None, *, params_only: bool = False
+        self,
+        lowering: Lowering,
+        zeros: Iterator[Any] | None,
+        true: Any = None,
+        *,
+        kept: Collection[Var] = (),
+        params_only: bool = False,
     ) -> None:
         self._lowering, self._zeros, self._true = lowering, zeros, true
-        self._params_only = params_only
+        self._kept, self._params_only = kept, params_only
+        self.derived: set[Var] = set()
         self.sites: list[Site] = []
         self.saved: list[Any] = []
         self.operands: list[Any] = []
@@ -146,22 +156,24 @@ class _Walk:
         env.update(zip(jaxpr.invars, args, strict=True))
         for i, eqn in enumerate(jaxpr.eqns):
             env.update(zip(eqn.outvars, self._equation(eqn, [read(v) for v in eqn.invars], (*place, i)), strict=True))
+        self.derived.update(v for v, (_, tag) in env.items() if tag is Sort.DERIVED)
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tagged]:
         has_data = any(tag in _DATA for _, tag in inputs)
         params = [tag for _, tag in inputs if isinstance(tag, Param)]
-        if eqn.primitive.name in _CALLS and (params or has_data):
-            sub = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-            jaxpr, consts = (sub.jaxpr, sub.consts) if isinstance(sub, ClosedJaxpr) else (sub, ())
-            return self.run(jaxpr, consts, inputs, place)
+        if eqn.primitive.name in uses.CALLS and (params or has_data):
+            return self.run(*uses.called(eqn), inputs, place)
         if params and has_data:
             scanned = self._scan(eqn, inputs, place) if eqn.primitive.name == "scan" else None
             return self._sites(eqn, inputs) if scanned is None else scanned
         tag = _sort(inputs) if has_data else Sort.CONSTANT
         values = self._bind(eqn, [value for value, _ in inputs], tag)
         if self._true is not None and eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
-            values = [self._materialized(value) for value in values]
+            values = [
+                value if v in self._kept else self._materialized(value)
+                for v, value in zip(eqn.outvars, values, strict=True)
+            ]
         if not params:
             return [(value, tag) for value in values]
         return [(value, _param(eqn, inputs, (*place, k))) for k, value in enumerate(values)]
@@ -172,10 +184,7 @@ class _Walk:
         return self._lowering.bind(eqn, values) if tag in _DATA else bind(eqn, values)
 
     def _materialized(self, value: Any) -> Any:
-        """Where derivatives of several uses meet, as in a residual connection, their sum is kept.
-
-        Not that of a matrix product, as attention's are: XLA does not fuse such derivatives into others.
-        """
+        """Where derivatives of several uses meet, as in a residual connection, their sum is kept."""
         return materialized(value, self._true) if jax.numpy.issubdtype(value.dtype, jax.numpy.floating) else value
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
@@ -218,7 +227,8 @@ class _Walk:
         )
         if self._zeros is not None:
             perturbed = perturbed + next(self._zeros)
-        if self._true is not None and rule is rules.CONVOLUTION and math.prod(perturbed.shape) >= LARGE:
+        large = rule is rules.CONVOLUTION and zeroed.size >= LARGE
+        if self._true is not None and large and eqn.outvars[0] not in self._kept:
             perturbed = self._materialized(perturbed)
         return perturbed
 
@@ -286,7 +296,7 @@ def _param(eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> Param
         key = (name, str(eqn.params), place[-1], *(param.key for param in params))
     first, output = aval(eqn.invars[0]), aval(eqn.outvars[0])
     broadcast = name == "broadcast_in_dim"
-    reordered = name in _REORDERING or (broadcast and first.size == output.size)
+    reordered = name in uses.REORDERING or (broadcast and first.size == output.size)
     if reordered and isinstance(tags[0], Param):
         return Param(key, leaves, tags[0].isometric and jax.numpy.issubdtype(output.dtype, jax.numpy.floating))
     if broadcast and isinstance(tags[0], Param):

@@ -18,11 +18,12 @@ class SiteCost:
       variables: paths of the variables that its parameter is made of.
       primitive: of its equation.
       rule: how its Jacobian is made.
-      form: of the contraction; "pulled back" before it if the parameter is a function of its variables.
+      form: of the contraction; "pulled back" before it if the parameter is a function of its variables, "row of" if it
+        is a bias that is done with the product it is added to.
       sizes: T, I and J of its factors (see `contract`), None if it has none.
       example_flops: floating point operations for each example: the site's part of the forward pass, of a backward pass
         for each output, and of making explicit features.
-      pair_flops: for each pair of examples; 0 if counted for another site of the same parameter.
+      pair_flops: for each pair of examples; 0 if counted for another site.
       bytes: of the features of one example; 0 if counted for another site.
     """
 
@@ -51,35 +52,38 @@ def site_costs(features: ExampleFeatures) -> list[SiteCost]:
         for group in component.groups:
             for k in group:
                 costs[k] = _site_cost(features, component, k, group)
+        if component.bias is not None:
+            costs[component.bias] = _site_cost(features, component, component.bias, ())
     return [costs[k] for k in range(len(features.sites))]
 
 
 def _site_cost(features: ExampleFeatures, component: Component, k: int, group: tuple[int, ...]) -> SiteCost:
+    """Of site k, in a group of sites of one parameter; in none if it is the bias that became a row of one."""
     site, shape, axes = features.sites[k], features.shapes[k], features.axes
-    explicit = component.form in ("explicit", "joined")
+    form = {"joined": "explicit", "index": "gram"}.get(component.form, component.form)
     size = float(math.prod(site.steps + site.perturbed))
     passes = 1 + axes.count * site.differentiated
     example = passes * (2 * size if shape is None else shape.pass_flops())
-    if explicit:
+    if form == "explicit" and group:
         example += axes.count * size if shape is None else shape.build_flops(axes)
     pair, numbers = 0.0, 0
-    if k == group[0]:
-        joined = shape and dataclasses.replace(
-            shape, positions=sum(s.positions for s in (features.shapes[j] for j in group) if s is not None)
-        )
-        if explicit:
-            entries = math.prod(site.shape)
+    if group and k == group[0]:
+        joined = component.shape
+        if form == "explicit":
+            row = 0 if component.bias is None else math.prod(features.sites[component.bias].shape)
+            entries = math.prod(site.shape) + row
             pair, numbers = 2.0 * axes.count * axes.kept * entries, axes.count * entries
         elif joined is not None:
             index = component.form == "index"
             pair = joined.gram_flops(axes, index=index)
             numbers = joined.batch * joined.positions * ((1 if index else joined.data) + axes.count * joined.derivative)
-    form = {"joined": "explicit", "index": "gram"}.get(component.form, component.form)
+    if component.pulled_back:
+        form = f"pulled back, {form}"
     return SiteCost(
         variables=tuple(features.variables[leaf] for leaf in sorted(site.param.leaves)),
         primitive=site.eqn.primitive.name,
         rule=site.rule.name,
-        form=f"pulled back, {form}" if component.pulled_back else form,
+        form=form if group else f"row of {form}",
         sizes=None if shape is None else (shape.positions, shape.data, shape.derivative),
         example_flops=example,
         pair_flops=pair,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exporter.ntk.equations import aval
-from exporter.ntk.layerwise import contract, lowering, rules
+from exporter.ntk.layerwise import biases, contract, lowering, rules
 from exporter.ntk.layerwise.analysis import Site, Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.lowering import Lowering
@@ -38,12 +38,16 @@ class Component:
       pulled_back: whether Jacobians with respect to the groups' parameters become Jacobians with respect to the
         variables by the derivative of the prefix between them; else the one parameter is the one variable, its entries
         in some order.
+      shape: of the factors of all sites of the one parameter together, None if there are none of one kind.
+      bias: the site of a bias that is one more row of this parameter.
     """
 
     groups: tuple[tuple[int, ...], ...]
     leaves: tuple[int, ...]
     form: str
     pulled_back: bool
+    shape: Shape | None = None
+    bias: int | None = None
 
 
 class ExampleFeatures:
@@ -160,6 +164,8 @@ class ExampleFeatures:
         parts = zip(*(_factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
         axes = (-1 if component.form == "index" else -2, -2)
         a, d = (jnp.concatenate(part, axis) for part, axis in zip(parts, axes, strict=True))
+        if component.bias is not None:
+            a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], -1)
         return a, d
 
     @property
@@ -199,24 +205,41 @@ class ExampleFeatures:
         components = []
         for leaves, groups in merged:
             alone = len(groups) == 1 and self.sites[groups[0][0]].param.isometric
-            form = self._form(groups[0], counts) if alone and counts else "explicit"
-            components.append(Component(tuple(groups), tuple(sorted(leaves)), form, pulled_back=not alone))
-        return components
+            shape = self._joined_shape(groups[0]) if alone and counts else None
+            form = self._form(groups[0], shape, counts) if shape and counts else "explicit"
+            components.append(Component(tuple(groups), tuple(sorted(leaves)), form, not alone, shape))
+        return self._with_biases(components)
 
-    def _form(self, group: tuple[int, ...], counts: tuple[int, int]) -> str:
-        """The cheapest form of sites of one parameter, which is its variable."""
+    def _joined_shape(self, group: tuple[int, ...]) -> Shape | None:
+        """The shape of the factors of sites of one parameter together, None if they are not of one kind."""
         shapes = [self.shapes[k] for k in group]
         kinds = {
             (self.sites[k].rule.name, s and (s.batch, s.data, s.derivative)) for k, s in zip(group, shapes, strict=True)
         }
         if len(kinds) > 1 or shapes[0] is None:
-            return "explicit"
-        positions = sum(s.positions for s in shapes if s is not None)
-        joined = dataclasses.replace(shapes[0], positions=positions)
+            return None
+        return dataclasses.replace(shapes[0], positions=sum(s.positions for s in shapes if s is not None))
+
+    def _form(self, group: tuple[int, ...], joined: Shape, counts: tuple[int, int]) -> str:
+        """The cheapest form of sites of one parameter, which is its variable."""
         index = self.sites[group[0]].rule is rules.EMBEDDING
         if joined.gram_cost(*counts, self.axes, index=index) < joined.explicit_cost(*counts, self.axes):
             return "index" if index else "gram"
         return "explicit" if index else "joined"
+
+    def _with_biases(self, components: list[Component]) -> list[Component]:
+        """Biases made rows of the parameters of the products that they are added to, where that is cheaper."""
+        alone = {c.groups[0][0]: c for c in components if not c.pulled_back and c.groups == (c.groups[0][:1],)}
+        rows, gone = {}, set()
+        for product, bias in biases.of_products(self._trace).items():
+            site, row = alone.get(product), alone.get(bias)
+            if site is None or site.shape is None or site.form not in ("joined", "gram") or row is None or row in gone:
+                continue
+            if self.axes.count * site.shape.derivative >= site.shape.data:  # the data is copied, D is not read again
+                shape = dataclasses.replace(site.shape, data=site.shape.data + 1)
+                rows[site] = dataclasses.replace(site, shape=shape, bias=bias)
+                gone.add(row)
+        return [rows.get(c, c) for c in components if c not in gone]
 
 
 def _factor_shape(site: Site) -> Shape | None:

@@ -55,6 +55,7 @@ class Rule:
       factors: (site, data, D) to a (B, T, I) and D (R, B, T, J); None if G is not made of such factors. Of an embedding
         a is the index (T,), and D is (R, T, J).
       assemble: (site, G (R, B, I, J)) to (R, *parameter).
+      columns: the axes of the equation's output that B and J are made of; None if G is not made of such factors.
       elementwise: whether the parameter may be taken before it is repeated along axes of the output.
     """
 
@@ -63,6 +64,7 @@ class Rule:
     needs_data: bool = True
     factors: Callable[[Site, Any, Array], tuple[Array, Array]] | None = None
     assemble: Callable[[Site, Array], Array] | None = None
+    columns: Callable[[Site], Sequence[int]] | None = None
     elementwise: bool = False
 
 
@@ -148,7 +150,12 @@ def _dense_assemble(site: Site, g: Array) -> Array:
     return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
 
 
-DENSE = Rule("dense", factors=_dense_factors, assemble=_dense_assemble)
+def _dense_columns(site: Site) -> list[int]:
+    (batch, _, free), _, order = _dense_dims(site)
+    return [*order[: len(batch)], *order[len(batch) + len(free) :]]
+
+
+DENSE = Rule("dense", factors=_dense_factors, assemble=_dense_assemble, columns=_dense_columns)
 
 # --- conv_general_dilated
 
@@ -171,7 +178,11 @@ def _conv_assemble(site: Site, g: Array) -> Array:
     return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
 
 
-CONVOLUTION = Rule("convolution", factors=_conv_factors, assemble=_conv_assemble)
+def _conv_columns(site: Site) -> list[int]:
+    return [site.eqn.params["dimension_numbers"].out_spec[1]]
+
+
+CONVOLUTION = Rule("convolution", factors=_conv_factors, assemble=_conv_assemble, columns=_conv_columns)
 
 # --- gather of an embedding
 

@@ -1,0 +1,163 @@
+"""Which derivatives are in memory, and which biases are added to products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from exporter.ntk.layerwise.contract import Shape
+from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.layerwise.features import ExampleFeatures
+from exporter.ntk.layerwise.uses import kept_derivatives
+from exporter.ntk.reference import reference_ntk
+
+A, B = (jax.ShapeDtypeStruct((3, 3), jnp.float32) for _ in range(2))
+
+
+def kept(fn):
+    """The names of the equations of fn(a, b) whose outputs' derivatives are in memory, and of the others."""
+    jaxpr = jax.make_jaxpr(fn)(A, B).jaxpr
+    variables = {*jaxpr.invars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)}
+    found = kept_derivatives(jaxpr, variables)
+    names = ([], [])
+    for eqn in jaxpr.eqns:
+        names[eqn.outvars[0] not in found].append(eqn.primitive.name)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        # exp's derivative is a product's; cos' is computed from exp's.
+        (lambda a, b: jnp.exp(jnp.cos(a)) @ b, (["exp", "dot_general"], ["cos"])),
+        (lambda a, b: (2.0 * jnp.exp(a)).T @ b, (["exp", "mul", "transpose", "dot_general"], [])),
+        # A residual: where two uses meet; and before it, where only the sum uses it.
+        (lambda a, b: (lambda y: y + jnp.sin(y))(jnp.exp(a)), (["sin", "add"], ["exp"])),
+        (lambda a, b: jnp.sin(jnp.exp(a) + jnp.cos(b)), (["exp", "cos", "sin"], ["add"])),
+        # A product of two things scales each derivative by the other: not a sum.
+        (lambda a, b: jnp.exp(a) * jnp.cos(b), (["mul"], ["exp", "cos"])),
+        (lambda a, b: (jnp.exp(a) @ b, jnp.cos(a) @ b), (["exp", "dot_general", "cos", "dot_general"], [])),
+        (lambda a, b: (lambda y: y @ b + y.T)(jnp.exp(a)), (["dot_general", "transpose", "add"], ["exp"])),
+        # A sum over an axis computes its derivative by repeating.
+        (lambda a, b: jnp.exp(a).sum(0), (["reduce_sum"], ["exp"])),
+    ],
+)
+def test_derivatives_in_memory(fn, expected):
+    assert tuple(map(sorted, kept(fn))) == tuple(map(sorted, expected))
+
+
+def test_calls_are_looked_through_each_time():
+    """A value inside a function has its derivative in memory if it has wherever the function is called."""
+    called = jax.jit(jnp.exp)
+
+    def inside(fn):
+        jaxpr = jax.make_jaxpr(fn)(A, B).jaxpr
+        (inner, *_) = (eqn.params["jaxpr"].jaxpr for eqn in jaxpr.eqns if eqn.primitive.name in ("pjit", "jit"))
+        everything = {v for j in (jaxpr, inner) for v in (*j.invars, *(v for eqn in j.eqns for v in eqn.outvars))}
+        return inner.eqns[0].outvars[0] in kept_derivatives(jaxpr, everything)
+
+    assert inside(lambda a, b: called(a) @ called(b))
+    assert not inside(lambda a, b: called(a) @ jnp.sin(called(b)))
+
+
+def _conv(p, x):
+    return lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NHWC"))
+
+
+def _recurrent(p, x):
+    def step(h, x):
+        return jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"]), None
+
+    return lax.scan(step, jnp.zeros((x.shape[0], 4)), x.swapaxes(0, 1))[0]
+
+
+def _residual(p, x):
+    h = jnp.exp(x * p["g"])
+    return jnp.sin(h + (h @ p["w"] + p["b"]))
+
+
+def _used_twice(p, x):
+    y = x @ p["w"]
+    return jnp.sin(y) + (y + p["b"])
+
+
+# By name: a function of parameters and data, shapes of both, the biases that become rows of products' parameters.
+BIASES = {
+    "output": (lambda p, x: x @ p["w"] + p["b"], {"w": (3, 4), "b": (4,)}, (3,), ["b"]),
+    "before a product": (
+        lambda p, x: jnp.sin((x @ p["w"] + p["b"]) @ p["c"]),
+        {"w": (3, 4), "b": (4,), "c": (4, 2)},
+        (3,),
+        ["b"],
+    ),
+    "before a function": (lambda p, x: jnp.sin(x @ p["w"] + p["b"]), {"w": (3, 4), "b": (4,)}, (3,), []),
+    "residual": (_residual, {"w": (3, 3), "b": (3,), "g": (3,)}, (3,), ["b"]),
+    "reshaped": (
+        lambda p, x: (x @ p["w"]).reshape(-1, 5, 3, 2) + p["b"],
+        {"w": (3, 6), "b": (3, 2)},
+        (5, 3),
+        ["b"],
+    ),
+    "reshaped, by position": (
+        lambda p, x: (x @ p["w"]).reshape(-1, 3, 5, 4) + p["b"],
+        {"w": (2, 4), "b": (5, 1)},
+        (15, 2),
+        [],
+    ),
+    "by position": (lambda p, x: x @ p["w"] + p["b"], {"w": (3, 4), "b": (5, 1)}, (5, 3), []),
+    "by position and column": (lambda p, x: x @ p["w"] + p["b"], {"w": (3, 4), "b": (5, 4)}, (5, 3), []),
+    "by some columns": (
+        lambda p, x: jnp.einsum("ni,ijk->njk", x, p["w"]) + p["b"],
+        {"w": (3, 4, 2), "b": (2,)},
+        (3,),
+        [],
+    ),
+    "one number": (lambda p, x: x @ p["w"] + p["b"], {"w": (3, 4), "b": (1,)}, (3,), []),
+    "left operand": (
+        lambda p, x: jnp.einsum("ji,nti->jnt", p["w"], x).transpose(1, 0, 2) + p["b"],
+        {"w": (4, 3), "b": (4, 1)},
+        (5, 3),
+        [],
+    ),
+    "batched": (
+        lambda p, x: (lax.dot_general(x, p["w"], (((2,), (1,)), ((1,), (0,)))) + p["b"]).transpose(1, 0, 2),
+        {"w": (5, 3, 4), "b": (5, 1, 4)},
+        (5, 3),
+        ["b"],
+    ),
+    "used twice": (_used_twice, {"w": (3, 4), "b": (4,)}, (3,), []),
+    "two biases": (lambda p, x: x @ p["w"] + p["a"] + p["b"], {"w": (3, 4), "a": (4,), "b": (4,)}, (3,), ["b"]),
+    "subtracted": (lambda p, x: x @ p["w"] - p["b"], {"w": (3, 4), "b": (4,)}, (3,), []),
+    "tied": (
+        lambda p, x: (jnp.sin(x @ p["w"] + p["b"]) @ p["w"] + p["b"]) @ p["w"],
+        {"w": (3, 3), "b": (3,)},
+        (3,),
+        [],
+    ),
+    "much data": (lambda p, x: x @ p["w"] + p["b"], {"w": (9, 2), "b": (2,)}, (9,), []),
+    "convolution": (lambda p, x: _conv(p, x) + p["b"], {"w": (4, 3, 2, 2), "b": (4,)}, (3, 5, 5), ["b"]),
+    "recurrent": (_recurrent, {"w": (3, 4), "u": (4, 4), "b": (4,)}, (7, 3), ["b"]),
+}
+
+
+@pytest.mark.parametrize("form", ["explicit", "gram"])
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_of_products(name, form, monkeypatch):
+    """They are where they can be, and the kernel is right in either case."""
+    fn, shapes, shape, expected = BIASES[name]
+    monkeypatch.setattr(Shape, "gram_cost", lambda *args, **kwargs: float(form == "explicit"))
+    monkeypatch.setattr(Shape, "explicit_cost", lambda *args, **kwargs: float(form == "gram"))
+    rng = np.random.default_rng(0)
+    params = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+    x1, x2 = ((rng.normal(size=(n, *shape)).astype(np.float32),) for n in (4, 3))
+
+    def apply_fn(p, s, x):
+        return fn(p, x[0])
+
+    features = ExampleFeatures(apply_fn, params, {}, x1, counts=(4, 3), trace_axes=(), diagonal_axes=(1,))
+    rows = [c.bias for c in features.components if c.bias is not None]
+    assert [features.variables[leaf] for k in rows for leaf in features.sites[k].param.leaves] == expected
+    kernel = jax.jit(layerwise_kernel_fn(apply_fn, trace_axes=(), diagonal_axes=(1,)))
+    want = reference_ntk(apply_fn, params, {}, x1, x2, trace_axes=(), diagonal_axes=(1,))
+    assert np.max(np.abs(kernel(params, {}, x1, x2) - want)) < 1e-6 * np.max(np.abs(want))
