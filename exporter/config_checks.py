@@ -151,7 +151,7 @@ class Checks:
     def memory(self, key: str, value: object) -> int:
         """Bytes, at least one: a whole number, or a text with a unit, such as "512MiB" or "1.5 GB"."""
         size = int(value) if is_int(value) else _bytes_of_text(value)
-        if size is None or size < 1:
+        if size is None or not 1 <= size < 1 << 63:
             self.wrong(key, "bytes as a whole number, or a text such as '512MiB', '1GiB' or '2GB', above 0", value)
             return 1
         return size

@@ -23,11 +23,15 @@ def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
     """Loads, calls, writes the results."""
     with np.load(inputs_path) as file:
         calls = json.loads(file["calls"].tobytes())  # for each signature the arguments of its method, rows of requests
-        inputs = {key: tf.constant(value) for key, value in file.items() if key != "calls"}
+        values = {key: value for key, value in file.items() if key != "calls"}
     outputs, seconds = {}, {}
     start = time.perf_counter()
     model = tf.saved_model.load(saved_model)
     seconds["load"] = time.perf_counter() - start
+    specs = {k: s for name in calls for k, s in model.signatures[name].structured_input_signature[1].items()}
+    inputs = {
+        key: tf.cast(value, specs[key].dtype) if key in specs else tf.constant(value) for key, value in values.items()
+    }
     start = time.perf_counter()
     for name, call in calls.items():
         signature = model.signatures[name]
@@ -44,8 +48,12 @@ def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
         start = time.perf_counter()
         model.signatures[name](**flat)
         seconds[name] = time.perf_counter() - start
-    results = {key: value.numpy() for key, value in outputs.items()}
+    results = {key: _storable(value).numpy() for key, value in outputs.items()}
     np.savez(outputs_path, seconds=np.frombuffer(json.dumps(seconds).encode(), np.uint8), **results)
+
+
+def _storable(value: tf.Tensor) -> tf.Tensor:
+    return tf.cast(value, tf.float32) if value.dtype == tf.bfloat16 else value
 
 
 def _repeated(value: tf.Tensor, rows: int) -> tf.Tensor:

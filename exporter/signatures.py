@@ -157,7 +157,13 @@ def _checked(name: str, value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
     rank = len(dims)
     padded = tf.concat([shape, tf.fill([rank], -1)], 0)[:rank]  # comparable whatever the rank is
     fits = tf.reduce_all(tf.equal(padded, sizes) | tf.less(sizes, 0)) & tf.equal(tf.size(shape), rank)
-    with tf.control_dependencies([_assert(fits, expected, shape)]):
+    checks = [_assert(fits, expected, shape)]
+    if narrow := {tf.int64: tf.int32, tf.uint64: tf.uint32}.get(spec.dtype):
+        # XLA's programs are of 32-bit integers, as JAX is.
+        inside = tf.reduce_all((value >= narrow.min) & (value <= narrow.max))
+        bounds = f"{name}: expected {spec.dtype.name} between {narrow.min} and {narrow.max}, received from, to"
+        checks.append(_assert(inside, bounds, tf.stack([tf.reduce_min(value), tf.reduce_max(value)])))
+    with tf.control_dependencies(checks):
         # Not ensure_shape: from that graph optimizers conclude what shape `value` has, and drop the assertion.
         return tf.reshape(value, sizes)
 

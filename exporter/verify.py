@@ -221,6 +221,8 @@ def _run(
     }
     with tempfile.TemporaryDirectory() as directory:
         inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
+        # NumPy's files know no bfloat16; float32 holds it exactly, and the script casts to the signature's dtype.
+        arrays = {k: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for k, a in arrays.items()}
         arrays["calls"] = np.frombuffer(json.dumps(calls).encode(), np.uint8)
         np.savez(inputs, allow_pickle=False, **arrays)
         command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]

@@ -18,7 +18,7 @@ def examples(inputs: Iterable[tuple[Sequence[int | None], str]], n: int, seed: i
     """n examples for a model's inputs, each given by shape (the batch axis first) and dtype; others for each seed.
 
     Floats are odd multiples of 1/128 between -2 and 2, which every floating type holds exactly; integers are 0 or 1,
-    which are indices of any table. An axis of unknown size gets size 1.
+    which are indices of any table, and booleans either. An axis of unknown size gets size 1.
     """
     return tuple(
         _example((seed << 52) + (k << 40), (n, *(size or 1 for size in shape[1:])), dtype)
@@ -33,7 +33,7 @@ def few(n: int) -> int:
 
 def _example(first: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     bits = _splitmix64(np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(first)) >> np.uint64(56)
-    integral = np.issubdtype(np.dtype(dtype), np.integer)
+    integral = np.dtype(dtype).kind in "biu"
     values = bits & np.uint64(1) if integral else (2.0 * bits - 255) / 128
     return values.astype(dtype).reshape(shape)
 

@@ -12,6 +12,7 @@ import textwrap
 
 import export_models
 import jax
+import keras
 import models
 import numpy as np
 import pytest
@@ -511,3 +512,22 @@ def test_calls_of_functions_leave_their_graphs_as_they_are(exported):
     ]
     assert configs
     assert all(config.graph_options.rewrite_options.disable_meta_optimizer for config in configs)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_embeddings_by_the_default_implementation(tmp_path, dtype):
+    """Features with indices among them, of ids that TensorFlow may hold in 64 bits."""
+    ids = keras.Input((), dtype=dtype)
+    model = keras.Model(ids, keras.layers.Dense(2)(keras.layers.Embedding(1000, 8)(ids)))
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", warmup=False)
+    assert (
+        max(export_savedmodel(model, tmp_path, NtkConfig(), config).manifest["verification"]["errors"].values()) < 1e-6
+    )
+
+
+def test_bfloat16_inputs(tmp_path):
+    model = keras.Sequential([keras.Input((5,), dtype="bfloat16"), keras.layers.Dense(3, dtype="bfloat16")])
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", warmup=False, verify={"rtol": 0.1})
+    assert (
+        max(export_savedmodel(model, tmp_path, NtkConfig(), config).manifest["verification"]["errors"].values()) < 0.1
+    )

@@ -554,3 +554,30 @@ def test_jax_and_tf2jax_are_left_as_they_were():
     assert settings == config.copy_config()
     assert tf2jax.get_config("convert_custom_gradient")
     assert jnp.zeros(()).dtype == jnp.float32
+
+
+def _hashed(x):
+    return tf.cast(tf.cast(x, tf.int64) * 1_000_003 % 11, tf.float32)
+
+
+def _shifted(x):
+    return tf.cast(tf.cast(x, tf.int64) + (1 << 40), tf.float32)
+
+
+def test_integers_that_may_not_fit_32_bits():
+    _raises("Mul operation .* multiplies 64-bit integers", _sequential(L.Lambda(_hashed), L.Dense(2), dtype="int32"))
+    _raises("AddV2 operation .* integer beyond 32 bits", _sequential(L.Lambda(_shifted), L.Dense(2), dtype="int32"))
+
+
+def test_64_bit_integers_that_fit():
+    functionalize(_sequential(L.Lambda(lambda x: tf.cast(x + 1, tf.float32)), L.Dense(2), dtype="int64"))
+
+
+def test_a_function_called_by_its_name_is_an_operation_that_cannot_be_converted():
+    class Ctc(L.Layer):
+        def call(self, h):
+            n = tf.shape(h)[0]
+            labels, lengths = tf.ones((n, 2), tf.int32), (tf.fill([n], 2), tf.fill([n], 6))
+            return keras.ops.ctc_loss(labels, h, *lengths)[:, None]
+
+    _raises("operations that can be converted to JAX, received", _sequential(L.Dense(4), Ctc(), shape=(6, 3)))

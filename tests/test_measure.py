@@ -44,6 +44,13 @@ def test_times_compares_and_reports_failures():
     assert str(measured["fails"].error) == "no rule for this primitive"
 
 
+def test_integers_must_be_equal():
+    """As the indices among an embedding's features."""
+    fns = {"right": lambda x: x + 1, "too": lambda x: 1 + x, "wrong": lambda x: x + 2}
+    measured = measure_implementations(fns, (jnp.arange(1000),))
+    assert [m.agrees for m in measured.values()] == [True, True, False]
+
+
 def test_fastest_is_the_fastest_of_those_that_agree():
     measured = {
         "reference": Measurement(3.0, 0.0, agrees=True),

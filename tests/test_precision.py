@@ -89,6 +89,11 @@ def test_integers_and_booleans_stay():
     np.testing.assert_array_equal(value, np.arange(4) / 3)
 
 
+def test_wide_integers_are_those_of_the_trace():
+    x = np.arange(4, dtype=np.int64)
+    np.testing.assert_array_equal(in_float64(lambda x: jnp.float32(x + jnp.int32(1)), x)(x), np.arange(1, 5))
+
+
 def test_custom_derivatives_are_kept():
     """The derivative of relu at 0 is 0 by its rule; that of the maximum it is made of would be 1/2."""
     x = np.array([-1.0, 0.0, 2.0], np.float32)

@@ -61,3 +61,8 @@ def test_record_and_difference():
 def test_small_results(shape):
     result = np.ones(shape)
     assert reference.difference(reference.record(result), result) == 0
+
+
+def test_booleans_are_both():
+    (flags,) = reference.examples([((None, 8), "bool")], 4)
+    assert set(flags.ravel()) == {False, True}

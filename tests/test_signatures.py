@@ -362,3 +362,14 @@ def test_signatures_called_from_python_name_the_input(one_input, wrong):
     """TensorFlow checks these before they reach the graph, in its own words."""
     with pytest.raises((TypeError, tf.errors.InvalidArgumentError), match="x2"):
         one_input.signatures["ntk"](x1=image(3), x2=WRONG[wrong][0]())
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("int64", -(2**31), 2**31 - 1), ("uint64", 0, 2**32 - 1)])
+def test_integers_that_do_not_fit_32_bits_are_refused(tmp_path, dtype, low, high):
+    model = tf.saved_model.load(save([IMAGE, TensorSpec("ids", (None, 2), dtype)], tmp_path, ["forward"]))
+    fitting = np.array([[low, high]], dtype)
+    assert np.all(np.isfinite(model.forward([image(1), tf.constant(fitting)])))
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        model.forward([image(1), tf.constant(fitting + np.array(1, dtype))])
+    message = f"forward x_ids: expected {dtype} between {low} and {high}, received from, to] [{low + 1} {high + 1}]"
+    assert assertion_of(error) == message

@@ -157,6 +157,16 @@ NOT_DIFFERENTIABLE = {
         lambda x: tf.one_hot(x, 5, on_value=2.0, off_value=-1.0, axis=1),
         np.array([[1, 5], [0, -1]]),
     ),
+    **{
+        f"resize_bilinear {corners} {centres} {sizes}": lambda corners=corners, centres=centres, sizes=sizes: (
+            lambda x: tf.raw_ops.ResizeBilinear(
+                images=x, size=sizes, align_corners=corners, half_pixel_centers=centres
+            ),
+            IMAGE,
+        )
+        for corners, centres in ((False, False), (True, False), (False, True))
+        for sizes in ([17, 23], [2, 3], [1, 1])
+    },
     "resize_area": lambda: (lambda x: tf.image.resize(x, [2, 9], "area"), IMAGE),
     "bucketize": lambda: (lambda x: tf.raw_ops.Bucketize(input=x, boundaries=[-0.5, 0.0, 0.5]), VECTORS),
     "is_nan": lambda: (lambda x: tf.cast(tf.math.is_nan(x), tf.float32), np.float32([[1, np.nan]])),

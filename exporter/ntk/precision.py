@@ -35,7 +35,9 @@ def in_float64(fn: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
         own = [jax.ShapeDtypeStruct(jnp.shape(a), dtype) for a, dtype in zip(leaves, dtypes, strict=True)]
         with jax.experimental.enable_x64(np.dtype(np.float64) in dtypes):
             closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(tree, own))
-        values = [jnp.asarray(leaf, _widened(dtype)) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+        values = [
+            jnp.asarray(leaf, _widened(traced.dtype)) for leaf, traced in zip(leaves, closed.in_avals, strict=True)
+        ]
         outs = _evaluate(closed.jaxpr, closed.consts, values)
         return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
 

@@ -120,6 +120,7 @@ class GraphFunction:
         for node, function, inputs in self._operations:
             operands = [values[edge.name][edge.index] for edge in inputs]
             try:
+                _check_integers(node, operands)
                 result = _evaluate(function, operands)
             except ExportError:
                 raise
@@ -188,8 +189,11 @@ class GraphFunction:
 
 
 def _output_offset(node: Any, output_name: str) -> int:
+    definition = op_def_registry.get(node.op)
+    if definition is None:  # a function called by its name, which `inspection.unsupported_operations` reports
+        return 0
     offset = 0
-    for arg in op_def_registry.get(node.op).output_arg:
+    for arg in definition.output_arg:
         if arg.name == output_name:
             return offset
         if arg.number_attr:
@@ -204,6 +208,30 @@ def _output_offset(node: Any, output_name: str) -> int:
 def is_known(value: Any) -> bool:
     """Whether a value is known at trace time: a numpy array, but not one of symbolic dimensions."""
     return isinstance(value, np.ndarray | np.generic) and value.dtype != object
+
+
+_GROWING = ("Cumprod", "LeftShift", "Mul", "Pow", "Prod", "Square")
+
+
+def _check_integers(node: Any, operands: list[Any]) -> None:
+    """Refuses 64-bit integers that 32 bits may not hold, which is what models are computed with.
+
+    That of inputs is checked by the SavedModel, at each request.
+    """
+    dtypes = {node.attr[name].type for name in ("T", "SrcT", "dtype") if name in node.attr}
+    if not dtypes & {types_pb2.DT_INT64, types_pb2.DT_UINT64} or all(map(is_known, operands)):
+        return
+    known = [np.asarray(a) for a in operands if is_known(a)]
+    if any(a.dtype in (np.int64, np.uint64) and a.size and not fits_32_bits(a) for a in known):
+        raise NotImplementedError("it takes a 64-bit integer beyond 32 bits; use smaller ones, or do this before")
+    if node.op in _GROWING:
+        raise NotImplementedError("it multiplies 64-bit integers, and models are computed with 32; do this before")
+
+
+def fits_32_bits(integers: np.ndarray) -> bool:
+    """Whether 64-bit integers keep their values as 32-bit ones, signed or not as they are."""
+    limits = np.iinfo(np.int32 if integers.dtype == np.int64 else np.uint32)
+    return bool(np.min(integers) >= limits.min and np.max(integers) <= limits.max)
 
 
 def _evaluate(function: registry.OpFunction, operands: list[Any]) -> Any:

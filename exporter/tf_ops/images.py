@@ -33,6 +33,28 @@ def _resample(images: Any, sizes: Any, matrix: Callable[[int, int], np.ndarray])
     )
 
 
+@converts("ResizeBilinear")
+def _resize_bilinear(node: Any, library: Library) -> OpFunction:
+    corners, centres = node.attr["align_corners"].b, node.attr["half_pixel_centers"].b
+
+    def matrix(size: int, new_size: int) -> np.ndarray:
+        return _bilinear_matrix(size, new_size, corners, centres)
+
+    return lambda images, sizes: _resample(images, sizes, matrix)
+
+
+def _bilinear_matrix(size: int, new_size: int, corners: bool, centres: bool) -> np.ndarray:
+    """Between the two nearest pixels; beyond the outermost ones these, as TensorFlow's kernel."""
+    scale = (size - 1) / (new_size - 1) if corners and new_size > 1 else size / new_size
+    at = np.arange(new_size) * scale if not centres else (np.arange(new_size) + 0.5) * scale - 0.5
+    lower = np.floor(at)
+    weight = at - lower
+    matrix = np.zeros((new_size, size))
+    for pixel, share in ((lower, 1 - weight), (lower + 1, weight)):
+        np.add.at(matrix, (np.arange(new_size), np.clip(pixel, 0, size - 1).astype(int)), share)
+    return matrix
+
+
 @converts("ResizeBicubic")
 def _resize_bicubic(node: Any, library: Library) -> OpFunction:
     if node.attr["align_corners"].b or not node.attr["half_pixel_centers"].b:
