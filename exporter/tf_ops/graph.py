@@ -120,7 +120,7 @@ class GraphFunction:
         for node, function, inputs in self._operations:
             operands = [values[edge.name][edge.index] for edge in inputs]
             try:
-                _check_integers(node, operands)
+                _check_integers(node, operands, [self.producer(edge) for edge in inputs])
                 result = _evaluate(function, operands)
             except ExportError:
                 raise
@@ -213,7 +213,7 @@ def is_known(value: Any) -> bool:
 _GROWING = ("Cumprod", "LeftShift", "Mul", "Pow", "Prod", "Square")
 
 
-def _check_integers(node: Any, operands: list[Any]) -> None:
+def _check_integers(node: Any, operands: list[Any], producers: list[Any]) -> None:
     """Refuses 64-bit integers that 32 bits may not hold, which is what models are computed with.
 
     That of inputs is checked by the SavedModel, at each request.
@@ -224,7 +224,8 @@ def _check_integers(node: Any, operands: list[Any]) -> None:
     known = [np.asarray(a) for a in operands if is_known(a)]
     if any(a.dtype in (np.int64, np.uint64) and a.size and not fits_32_bits(a) for a in known):
         raise NotImplementedError("it takes a 64-bit integer beyond 32 bits; use smaller ones, or do this before")
-    if node.op in _GROWING:
+    flag = any(p is not None and p.op == "Cast" and p.attr["SrcT"].type == types_pb2.DT_BOOL for p in producers)
+    if node.op in _GROWING and not flag:  # times 0 or 1, as tf.math.bincount multiplies, nothing grows
         raise NotImplementedError("it multiplies 64-bit integers, and models are computed with 32; do this before")
 
 
