@@ -8,6 +8,7 @@ others.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -95,7 +96,9 @@ def write_rowwise(version: Path, target: Path) -> None:
     if not names:
         raise BatchingError(f"{version} cannot be batched: expected a signature of {', '.join(ROWWISE)}, found none")
     if target.exists():
-        return
+        if _made_of(version, target):
+            return
+        shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as directory:
         staging = Path(directory) / "version"
@@ -108,6 +111,15 @@ def write_rowwise(version: Path, target: Path) -> None:
         (staging / PARAMETERS_FILE).write_text(model_parameters(), encoding="utf-8")
         write_requests(staging, _warmup({name: graph.signature_def[name] for name in names}))
         staging.rename(target)
+
+
+def _made_of(version: Path, target: Path) -> bool:
+    """Whether a row-wise version was made of this version, not of one that had its number before."""
+    made, exported = ((path / "saved_model.pb").stat().st_mtime for path in (target, version))
+    if made < exported:
+        return False
+    files = [p.relative_to(version) for p in version.glob("variables/*")]
+    return all((target / p).is_file() and filecmp.cmp(version / p, target / p) for p in files)
 
 
 def _warmup(signatures: Mapping[str, Any]) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,6 +123,9 @@ def write_bundle(base_dir: Path, options: BundleOptions) -> Path:
     if options.batched:
         for version in versions:
             batching.write_rowwise(version, directory / batching.DIRECTORY / version.name)
+        for made in (directory / batching.DIRECTORY).iterdir():
+            if made.name.isdecimal() and made.name not in {version.name for version in versions}:
+                shutil.rmtree(made)
     manifest = json.loads((versions[-1] / "assets.extra/ntk_manifest.json").read_text(encoding="utf-8"))
     for name, text in bundle_files(manifest, options).items():
         _replace(directory / name, text, executable=name.endswith(".sh"))

@@ -3,6 +3,7 @@
 import concurrent.futures
 import itertools
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -151,3 +152,20 @@ class TestClient:
         with concurrent.futures.ThreadPoolExecutor(8) as threads:
             list(threads.map(ask, range(8)))
         assert next(ticket) == 8 * 15
+
+
+def test_a_version_exported_again_is_written_again(exported, tmp_path):
+    """A number may be given again after its version was removed: its row-wise version must not stay."""
+    version, target = tmp_path / "1", tmp_path / "rowwise/1"
+    shutil.copytree(exported("two_inputs").path, version)
+    batching.write_rowwise(version, target)
+    first = (target / "saved_model.pb").stat().st_mtime_ns
+    batching.write_rowwise(version, target)
+    assert (target / "saved_model.pb").stat().st_mtime_ns == first
+    (data,) = (version / "variables").glob("*data*")
+    changed = bytearray(data.read_bytes())
+    changed[0] ^= 1
+    data.unlink()  # it may be linked
+    data.write_bytes(changed)
+    batching.write_rowwise(version, target)
+    assert (target / "variables" / data.name).read_bytes() == bytes(changed)

@@ -183,6 +183,9 @@ class TestDirectory:
         directory = write_bundle(base, BundleOptions("two", batched=True))
         assert (directory / "rowwise/1/saved_model.pb").is_file()
         assert bundle.default_options(base).batched
+        (base / "1").rename(base / "2")
+        write_bundle(base, bundle.default_options(base))
+        assert [version.name for version in (directory / "rowwise").iterdir()] == ["2"]
 
 
 class TestCommand:

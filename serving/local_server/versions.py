@@ -13,14 +13,15 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 
 
 def on_disk(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Directories whose names are numbers, by number.
+    """Directories whose names are numbers, of 64 bits at most as in TF Serving, by number.
 
     Raises:
       OSError: if the base directory cannot be read.
     """
     found: dict[int, pathlib.Path] = {}
     for child in sorted(base_path.iterdir()):
-        if child.name.isascii() and child.name.isdigit() and child.is_dir():
+        number = child.name.isascii() and child.name.isdigit() and int(child.name) < 1 << 63
+        if number and child.is_dir():
             found[int(child.name)] = child
     return found
 

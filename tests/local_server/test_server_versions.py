@@ -7,7 +7,7 @@ from serving.local_server.options import ModelOptions
 
 
 def test_versions_are_directories_with_a_number_for_a_name(tmp_path):
-    for name in ("1", "12", "003", "x", "1.5", "-1", ".tmp", "２"):
+    for name in ("1", "12", "003", "x", "1.5", "-1", ".tmp", "２", str(1 << 63), "1" * 250):
         (tmp_path / name).mkdir()
     (tmp_path / "7").write_text("a file")
     assert versions.on_disk(tmp_path) == {1: tmp_path / "1", 12: tmp_path / "12", 3: tmp_path / "003"}
