@@ -222,14 +222,14 @@ def _check_integers(node: Any, operands: list[Any], producers: list[Any]) -> Non
     if not dtypes & {types_pb2.DT_INT64, types_pb2.DT_UINT64} or all(map(is_known, operands)):
         return
     known = [np.asarray(a) for a in operands if is_known(a)]
-    if any(a.dtype in (np.int64, np.uint64) and a.size and not fits_32_bits(a) for a in known):
+    if any(a.dtype in (np.int64, np.uint64) and a.size and not _fits_32_bits(a) for a in known):
         raise NotImplementedError("it takes a 64-bit integer beyond 32 bits; use smaller ones, or do this before")
     flag = any(p is not None and p.op == "Cast" and p.attr["SrcT"].type == types_pb2.DT_BOOL for p in producers)
     if node.op in _GROWING and not flag:  # times 0 or 1, as tf.math.bincount multiplies, nothing grows
         raise NotImplementedError("it multiplies 64-bit integers, and models are computed with 32; do this before")
 
 
-def fits_32_bits(integers: np.ndarray) -> bool:
+def _fits_32_bits(integers: np.ndarray) -> bool:
     """Whether 64-bit integers keep their values as 32-bit ones, signed or not as they are."""
     limits = np.iinfo(np.int32 if integers.dtype == np.int64 else np.uint32)
     return bool(np.min(integers) >= limits.min and np.max(integers) <= limits.max)
