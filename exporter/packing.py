@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,11 +39,15 @@ class Packing:
         """The nest packed, by `jax.numpy` or `tensorflow`, whose arrays it has."""
         leaves = jax.tree.leaves(nest)
 
-        def row(k: int) -> Any:
-            return xp.reshape(leaves[k], (*leaves[k].shape[: self._batch_axes], -1))
+        def alone(k: int) -> Any:
+            shape = [size for size in self._shapes[k] if size != 1]  # XLA copies results that have such axes
+            return leaves[k] if len(shape) == len(self._shapes[k]) else reshaped(k, shape)
+
+        def reshaped(k: int, shape: Sequence[int]) -> Any:
+            return xp.reshape(leaves[k], (*leaves[k].shape[: self._batch_axes], *shape))
 
         return [
-            leaves[group[0]] if len(group) == 1 else xp.concat([row(k) for k in group], axis=self._batch_axes)
+            alone(group[0]) if len(group) == 1 else xp.concat([reshaped(k, [-1]) for k in group], axis=self._batch_axes)
             for group in self._groups
         ]
 
