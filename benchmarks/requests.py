@@ -76,10 +76,10 @@ def _dedicated(model: str, path: str, saved_model: Any) -> Callable[[Any, Any], 
     from exporter.config import ExportConfig, load_config
     from exporter.load import load_model
     from exporter.lower import lower
-    from exporter.manifest import FILE
     from exporter.plan import make_plan
+    from serving.exports import read_manifest
 
-    manifest = json.loads((Path(path) / FILE).read_text(encoding="utf-8"))
+    manifest = read_manifest(Path(path))
     ntk, _ = load_config(json.dumps({"ntk": manifest["configuration"]["ntk"]}))
     plan = make_plan(load_model(model), ntk, ExportConfig())
     program = lower(plan.kernel(manifest["implementation"]), platforms=("cpu",))

@@ -110,10 +110,11 @@ def _bundle(base_dir: pathlib.Path) -> str:
     """Writes the bundle, and says where it is; the version stands whatever becomes of that."""
     from serving.batching import BatchingError
     from serving.bundle import BundleError, default_options, write_bundle
+    from serving.exports import ManifestError
 
     try:
         return str(write_bundle(base_dir, default_options(base_dir)))
-    except (BundleError, BatchingError, OSError) as error:
+    except (BundleError, BatchingError, ManifestError, OSError) as error:
         return f"not written: {error}"
 
 

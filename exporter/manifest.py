@@ -17,8 +17,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from serving.exports import MANIFEST
+
 SIGNATURE = "ntk_manifest"
-FILE = Path("assets.extra/ntk_manifest.json")
 _TABLE = Path("assets/ntk_manifest.tsv")
 
 
@@ -46,7 +47,7 @@ def manifest_signature(module: tf.Module) -> Iterator[Any]:
 
 def write_manifest(saved_model: Path, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest of a SavedModel into its directory, for both."""
-    file = saved_model / FILE
+    file = saved_model / MANIFEST
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (saved_model / _TABLE).write_text(_lines(manifest), encoding="utf-8")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exporter.errors import ExportError
+from serving.exports import version_number
 
 
 class Staging:
@@ -39,7 +40,7 @@ class Staging:
             raise
 
     def _rename(self) -> Path:
-        version = max((int(p.name) for p in self._base_dir.iterdir() if p.name.isdecimal()), default=0) + 1
+        version = max((version_number(p.name) or 0 for p in self._base_dir.iterdir()), default=0) + 1
         while True:
             target = self._base_dir / str(version)
             try:

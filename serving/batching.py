@@ -9,7 +9,6 @@ others.
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from serving.exports import read_manifest
 from serving.protos import message_classes
 
 DIRECTORY = "rowwise"  # the base directory of that model, in the bundle
@@ -81,12 +81,13 @@ def write_rowwise(version: Path, target: Path) -> None:
 
     Raises:
       BatchingError: the export has no signature that could be batched.
+      ManifestError: its manifest is damaged.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
     from serving.warmup_file import write_requests
 
-    manifest = json.loads((version / "assets.extra/ntk_manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(version)
     names = [name for name in ROWWISE if name in manifest["configuration"]["export"]["signatures"]]
     if manifest["configuration"]["ntk"]["vmap_axes"] is None:
         raise BatchingError(

@@ -20,9 +20,11 @@ import yaml
 from google.protobuf import text_format
 
 from serving import batching
+from serving.exports import MANIFEST, read_manifest, version_directories, version_number
 from serving.model_server import GRPC_PORT, IMAGE, REST_PORT, Flag, model_server_flags
 from serving.protos import Table, message_classes
 
+_OPTIONS = "options.json"  # of the bundle, for the next time it is written
 DIRECTORY = "serving"  # in the model base directory; not a number, so that servers do not take it for a version
 
 _GIB = 2**30
@@ -76,9 +78,19 @@ class BundleOptions:
 
 
 def default_options(base_dir: Path) -> BundleOptions:
-    """Named as the directory, and batched if it was before."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", base_dir.absolute().name).strip("-._") or "ntk"
-    return BundleOptions(name, batched=(base_dir / DIRECTORY / batching.DIRECTORY).is_dir())
+    """Those of the bundle that is there; without one the model is named as the directory.
+
+    Raises:
+      BundleError: what the bundle says of itself is damaged.
+    """
+    path = base_dir / DIRECTORY / _OPTIONS
+    try:
+        return BundleOptions(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", base_dir.absolute().name).strip("-._") or "ntk"
+        return BundleOptions(name, batched=(base_dir / DIRECTORY / batching.DIRECTORY).is_dir())
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}. Remove it, and give the flags again") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +126,21 @@ def write_bundle(base_dir: Path, options: BundleOptions) -> Path:
     The model for batched requests is written there too, for every version, if `options.batched`.
 
     Raises:
-      BundleError: there is no export in `base_dir`, or it cannot be batched.
+      BundleError: there is no export in `base_dir`.
+      BatchingError: it cannot be batched.
+      ManifestError: the manifest of a version is damaged.
       OSError: a file cannot be written.
     """
     versions = exported_versions(base_dir)
+    manifest = read_manifest(versions[-1])
     directory = base_dir / DIRECTORY
     directory.mkdir(exist_ok=True)
     if options.batched:
         for version in versions:
             batching.write_rowwise(version, directory / batching.DIRECTORY / version.name)
         for made in (directory / batching.DIRECTORY).iterdir():
-            if made.name.isdecimal() and made.name not in {version.name for version in versions}:
+            if version_number(made.name) is not None and made.name not in {version.name for version in versions}:
                 shutil.rmtree(made)
-    manifest = json.loads((versions[-1] / "assets.extra/ntk_manifest.json").read_text(encoding="utf-8"))
     for name, text in bundle_files(manifest, options).items():
         _replace(directory / name, text, executable=name.endswith(".sh"))
     return directory
@@ -138,13 +152,12 @@ def exported_versions(base_dir: Path) -> list[Path]:
     Raises:
       BundleError: there are none.
     """
-    numbered = [p for p in base_dir.iterdir() if p.name.isdecimal()] if base_dir.is_dir() else []
-    found = [p for p in numbered if (p / "assets.extra/ntk_manifest.json").is_file()]
+    found = [path for path in version_directories(base_dir) if (path / MANIFEST).is_file()]
     if not found:
         raise BundleError(
             f"expected a model base directory that ntk-export wrote, with versions 1, 2, ..., received {base_dir}"
         )
-    return sorted(found, key=lambda p: int(p.name))
+    return found
 
 
 def bundle_files(manifest: Mapping[str, Any], options: BundleOptions) -> dict[str, str]:
@@ -165,6 +178,7 @@ def bundle_files(manifest: Mapping[str, Any], options: BundleOptions) -> dict[st
             f"kubectl apply -f kubernetes.yaml; the volume claim {_dns_name(options)}-models holds the base directory",
         ),
     }
+    files[_OPTIONS] = json.dumps(dataclasses.asdict(options), indent=2) + "\n"
     if options.batched:
         files["batching_parameters.txt"] = batching.shared_parameters(options.cpus)
     return files

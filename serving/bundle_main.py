@@ -4,6 +4,7 @@ ntk-bundle BASE_DIR [--model_name=NAME] [--cpus=N] [--gpu] [--batching]
 
 BASE_DIR/serving gets models.config, serve.sh (runs tensorflow_model_server here), compose.yaml and kubernetes.yaml,
 made for the newest version. With --batching also a second model NAME_rowwise, whose requests TF Serving may join.
+Flags that are not given are as they were when the bundle was last written, by this command or by ntk-export.
 The directory is the last line of standard output.
 """
 
@@ -12,23 +13,25 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
 from serving.batching import BatchingError
 from serving.bundle import BundleError, default_options, write_bundle
+from serving.exports import ManifestError
 from serving.quiet import import_tensorflow_quietly
 
 _FLAGS = flags.FlagValues()
 _MODEL_NAME = flags.DEFINE_string(
     "model_name", None, "Name by which clients ask for the model; the base directory's by default.", flag_values=_FLAGS
 )
-_CPUS = flags.DEFINE_integer("cpus", 4, "Cores for the server.", flag_values=_FLAGS)
-_GPU = flags.DEFINE_bool("gpu", False, "Whether the server has an NVIDIA GPU.", flag_values=_FLAGS)
+_CPUS = flags.DEFINE_integer("cpus", None, "Cores for the server, 4 by default.", flag_values=_FLAGS)
+_GPU = flags.DEFINE_bool("gpu", None, "Whether the server has an NVIDIA GPU.", flag_values=_FLAGS)
 _BATCHING = flags.DEFINE_bool(
     "batching",
     None,
-    "Also serve ntk_diagonal and forward as a model whose requests are joined; by default if it was so before.",
+    "Also serve ntk_diagonal and forward as a model whose requests are joined.",
     flag_values=_FLAGS,
 )
 
@@ -44,16 +47,14 @@ def main(argv: Sequence[str]) -> int:
         return _usage(f"expected one base directory, received {', '.join(argv[1:]) or 'none'}")
     base_dir = pathlib.Path(argv[1]).expanduser().absolute()
     try:
-        options = dataclasses.replace(default_options(base_dir), cpus=_CPUS.value, gpu=_GPU.value)
-        if _MODEL_NAME.value is not None:
-            options = dataclasses.replace(options, model_name=_MODEL_NAME.value)
-        if _BATCHING.value is not None:
-            options = dataclasses.replace(options, batched=_BATCHING.value)
+        flag = {"model_name": _MODEL_NAME, "cpus": _CPUS, "gpu": _GPU, "batched": _BATCHING}
+        given: dict[str, Any] = {name: holder.value for name, holder in flag.items() if holder.value is not None}
+        options = dataclasses.replace(default_options(base_dir), **given)
         if options.batched:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without GPU is no error
             import_tensorflow_quietly()
         print(write_bundle(base_dir, options))
-    except (BundleError, BatchingError, OSError) as error:
+    except (BundleError, BatchingError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -15,11 +15,11 @@ import models
 import numpy as np
 import tensorflow as tf
 
-from exporter import manifest
 from exporter.config import ExportConfig, NtkConfig
 from exporter.export import ExportResult, export_savedmodel
 from exporter.ntk.reference import reference_ntk
 from exporter.plan import Plan, make_plan
+from serving.exports import MANIFEST
 
 L = keras.layers
 
@@ -157,4 +157,4 @@ def export(name: str, directory: Path) -> Exported:
         if not base_dir.exists():
             return Exported(name, export_savedmodel(model, base_dir, ntk, config), model, plan)
     path = base_dir / "1"
-    return Exported(name, ExportResult(path, json.loads((path / manifest.FILE).read_text())), model, plan)
+    return Exported(name, ExportResult(path, json.loads((path / MANIFEST).read_text())), model, plan)

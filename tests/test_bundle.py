@@ -19,6 +19,12 @@ from serving.local_server.model_config import read_model_config
 
 GIB = 2**30
 MANIFEST = {
+    "model": "m.keras",
+    "created": "2026-11-24T00:00:00Z",
+    "platforms": ["cpu"],
+    "inputs": [],
+    "verification": {},
+    "versions": {},
     "configuration": {
         "ntk": {"vmap_axes": 0},
         "export": {"memory_budget": GIB, "signatures": ["ntk", "ntk_diagonal", "forward"]},
@@ -147,7 +153,13 @@ class TestDirectory:
         directory = write_bundle(base_dir, OPTIONS)
         assert directory.parent == base_dir
         assert not directory.name.isdecimal()
-        assert {p.name for p in directory.iterdir()} == {"models.config", "serve.sh", "compose.yaml", "kubernetes.yaml"}
+        assert {p.name for p in directory.iterdir()} == {
+            "models.config",
+            "serve.sh",
+            "compose.yaml",
+            "kubernetes.yaml",
+            "options.json",
+        }
         assert stat.S_IMODE((directory / "serve.sh").stat().st_mode) == 0o755
         assert [p.name for p in bundle.exported_versions(base_dir)] == ["2", "10"]
 
@@ -206,6 +218,25 @@ class TestCommand:
         code, out, err = invoke(base_dir, "--model_name=other", "--cpus=3")
         assert (code, out, err) == (0, f"{base_dir / 'serving'}\n", "")
         assert "other" in (base_dir / "serving/models.config").read_text()
+
+    def test_flags_are_kept(self, base_dir, invoke):
+        """For the next call, and for ntk-export, which writes the bundle again."""
+        assert invoke(base_dir, "--model_name=other", "--cpus=3", "--gpu")[0] == 0
+        assert bundle.default_options(base_dir) == BundleOptions("other", cpus=3, gpu=True)
+        assert invoke(base_dir, "--nogpu", "--cpus=2")[0] == 0
+        assert bundle.default_options(base_dir) == BundleOptions("other", cpus=2)
+        (base_dir / "serving/options.json").write_text('{"cpu": 2}')
+        code, out, err = invoke(base_dir)
+        assert (code, out) == (1, "")
+        assert "options.json is damaged" in err
+
+    @pytest.mark.parametrize("text", ["{", "{}", "[]"])
+    def test_damaged_manifest(self, base_dir, invoke, text):
+        (base_dir / "10/assets.extra/ntk_manifest.json").write_text(text)
+        code, out, err = invoke(base_dir)
+        assert (code, out) == (1, "")
+        assert "is damaged" in err
+        assert not (base_dir / "serving").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),

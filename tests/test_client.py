@@ -11,6 +11,7 @@ import serving_models
 import tensorflow as tf
 
 import serving
+from serving.client import connection
 from serving.client.model import Prediction, VersionStatus
 from serving.local_server import LocalServer, ModelOptions, ServerOptions
 
@@ -90,7 +91,12 @@ class TestValues:
         x = serving_models.X
         outputs = connect("linear").predict("forward", {"x": x.astype(np.float64)})
         assert list(outputs) == ["output"]
-        np.testing.assert_allclose(outputs["output"], serving_models.forward(x, 2), rtol=1e-6)
+        close_to(outputs["output"], serving_models.forward(x, 2))
+
+    def test_texts(self, connect):
+        outputs = connect("linear").predict("text", {"x": ["ä", b"\xff"]})
+        assert outputs["y_bytes"].tolist() == ["ä".encode(), b"\xff"]
+        assert (outputs["length"].tolist(), outputs["length"].dtype) == ([2, 1], np.int32)
 
     def test_many_threads_get_their_own_answers(self, connect):
         client = connect("linear")
@@ -174,6 +180,17 @@ class TestErrors:
         with pytest.raises(serving.ServingError, match=r"x1: expected float32 \(n, 4\), received float32 \(2, 3\)"):
             connect("linear").kernel(np.ones((2, 3), np.float32), serving_models.X)
 
+    def test_inputs_are_checked_here(self, connect):
+        with pytest.raises(serving.ServingError, match=r"expected an array for each of x; no x; no input is named 'y'"):
+            connect("linear").predict("forward", {"y": serving_models.X})
+
+    def test_closed(self, connect):
+        client = connect("linear")
+        client.forward(serving_models.X)
+        client.close()
+        with pytest.raises(serving.ServingError, match="was closed; make another"):
+            client.forward(serving_models.X)
+
     def test_shapes_are_checked_there(self, exported, connect):
         a, b = exported("two_inputs").inputs(3)
         with pytest.raises(
@@ -207,6 +224,8 @@ class TestErrors:
                     serving.Client(address).diagonal(x)
                 client = serving.Client(address, message_limit=15_000)
                 close_to(client.diagonal(x, tile=True), np.full(2000, 48, np.float32))
+                with pytest.raises(serving.ServingError, match=r"larger than max .*Lower Client\(message_limit"):
+                    serving.Client(address).kernel(x[:100], x[:100])  # the answer
 
     def test_answers_of_another_shape(self, served, monkeypatch):
         """As a server gives that joined two requests for a kernel: as many rows, and the other's columns."""
@@ -280,6 +299,24 @@ class TestServersThatChange:
             close_to(client.forward(x), 2 * x)
 
     @pytest.mark.parametrize("prefix", ["", "http://"])
+    def test_a_new_version_with_another_dtype(self, tmp_path, prefix, monkeypatch):
+        monkeypatch.setattr(connection, "_FRESH", 0.0)  # seconds
+        base = tmp_path / "m"
+        serving_models.save_version(base, 1, 1)
+        with LocalServer(ModelOptions(base), ServerOptions(poll_seconds=0.05)) as server:
+            client = serving.Client(f"{prefix}{server.rest_address if prefix else server.grpc_address}")
+            assert client.forward(serving_models.X).dtype == np.float32
+            model = tf.Module()
+            spec = tf.TensorSpec([None, serving_models.FEATURES], tf.float64, name="x")
+            model.f = tf.function(lambda x: {"output": x / 3}, input_signature=[spec])
+            tf.saved_model.save(model, str(base / "writing"), {"forward": model.f})
+            (base / "writing").rename(base / "2")
+            wait_for(lambda: {s.version: s.state for s in client.status()}.get(2) == "AVAILABLE")
+            expected = serving_models.X.astype(np.float64) / 3
+            close_to(client.predict("forward", {"x": serving_models.X})["output"], expected)
+            close_to(client.forward(serving_models.X), expected)
+
+    @pytest.mark.parametrize("prefix", ["", "http://"])
     def test_restart(self, tmp_path, prefix):
         base = tmp_path / "m"
         serving_models.save_version(base, 1, 1)
@@ -296,12 +333,23 @@ class TestServersThatChange:
             with LocalServer(ModelOptions(base), options):
                 close_to(answer.result(60), expected)
 
-    def test_wait_until_ready(self, tmp_path):
+    def test_wait_until_ready(self, tmp_path, monkeypatch):
         base = tmp_path / "m"
         ports = [free_port(), free_port()]
         client = serving.Client(f"127.0.0.1:{ports[0]}")
         with pytest.raises(serving.ServingError, match=r"not ready after 0\.3 s: UNAVAILABLE"):
             client.wait_until_ready(0.3)
+
+        def busy(*args):
+            raise serving.ServingError("busy", "UNAVAILABLE")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client._connection.transport, "status", lambda *args: [VersionStatus(3, "AVAILABLE")])
+            patch.setattr(client._connection.transport, "metadata", busy)
+            start = time.monotonic()
+            with pytest.raises(serving.ServingError, match=r"not ready after 0\.5 s: busy"):
+                client.wait_until_ready(0.5)
+            assert time.monotonic() - start < 10  # not the deadline of a request
         serving_models.save_version(base, 3)
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             ready = thread.submit(client.wait_until_ready, 60)

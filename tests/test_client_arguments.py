@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.client.arguments import param_inputs, side_inputs
+from serving.client.arguments import named_inputs, param_inputs, side_inputs
 from serving.client.errors import ServingError
 from serving.client.model import SignatureSpec, TensorSpec
 
@@ -100,3 +100,23 @@ def test_parameters_that_do_not_fit(params, names, message):
     with pytest.raises(ServingError, match=message) as error:
         param_inputs(params, PARAMS, names)
     assert error.value.code == "INVALID_ARGUMENT"
+
+
+def test_inputs_of_any_signature():
+    inputs = named_inputs({"x1_left_in": A.tolist(), "x1_b": [1, 2, 3]}, TWO)
+    assert {name: array.dtype for name, array in inputs.items()} == {"x1_left_in": np.float32, "x1_b": np.int32}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x1_left_in": A}, "no x1_b"),
+        ({"x1_left_in": A, "x1_b": B, "y": B}, "no input is named 'y'"),
+        ({"x1_left_in": A, "x1_b": [2**31]}, r"x1_b: expected int32 \(n,\), received int64 values that it cannot hold"),
+        ({"x1_left_in": A, "x1_b": ["1"]}, r"x1_b: expected int32 \(n,\), received <U1"),
+        ({"x1_left_in": A, "x1_b": [0.5]}, r"x1_b: expected int32 \(n,\), received float64"),
+    ],
+)
+def test_inputs_of_any_signature_that_do_not_fit(inputs, message):
+    with pytest.raises(ServingError, match=f"expected an array for each of x1_left_in, x1_b; .*{message}"):
+        named_inputs(inputs, TWO)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from serving.client import calls
+from serving.client.errors import ServingError
 from serving.client.model import SignatureSpec, TensorSpec
 
 FLOAT = "DT_FLOAT"
@@ -53,13 +54,20 @@ def test_pairs(message):
 
 def test_pairs_at_other_parameters():
     """Which take room in every request."""
-    x, params = np.arange(11, dtype=np.float32), {"params_w": np.ones(50, np.float32)}
+    x, params = np.arange(11, dtype=np.float32), {"params_w": np.ones(146, np.float32)}
     call = calls.pairs(signature("x1", "x2"), {"x1": x}, {"x2": x}, limits(600), params)
     assert {r.signature for r in call.requests} == {"ntk_with_params"}
     assert all(r.inputs["params_w"] is params["params_w"] for r in call.requests)
-    assert len(call.requests) == len(calls.pairs(signature("x1", "x2"), {"x1": x}, {"x2": x}, limits(400)).requests)
+    assert len(call.requests) > len(calls.pairs(signature("x1", "x2"), {"x1": x}, {"x2": x}, limits(600)).requests)
     result = filled(call, lambda r: kernel(r.inputs["x1"], r.inputs["x2"]))
     np.testing.assert_array_equal(result, kernel(x, x))
+
+
+def test_parameters_that_do_not_fit():
+    x, params = np.arange(11, dtype=np.float32), {"params_w": np.ones(500, np.float32)}
+    with pytest.raises(ServingError, match=r"at least 2,\d\d\d bytes for one pair of examples with its parameters"):
+        calls.pairs(signature("x1", "x2"), {"x1": x}, {"x2": x}, limits(600), params)
+    assert not calls.pairs(signature("x1", "x2"), {"x1": x[:0]}, {"x2": x}, limits(600), params).requests
 
 
 @pytest.mark.parametrize("swap", [SWAP, None])

@@ -60,6 +60,7 @@ def test_assertions_of_the_model_are_unwrapped():
         ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", False),
         ("RESOURCE_EXHAUSTED", "Request body larger than the limit of 4 bytes", False),
         ("RESOURCE_EXHAUSTED", "OOM when allocating tensor", False),
+        ("CANCELLED", "CANCELLED", True),  # by a server that stops
         ("DEADLINE_EXCEEDED", "", False),
         ("INVALID_ARGUMENT", "", False),
         ("INTERNAL", "", False),

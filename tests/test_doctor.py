@@ -13,6 +13,7 @@ import serving_models
 import tensorflow as tf
 
 import serving
+from serving.client.model import VersionStatus
 from serving.doctor import main, saved_model, server
 from serving.doctor.report import Check, Outcome, bad, good, note, table
 
@@ -51,10 +52,18 @@ class TestSavedModel:
         assert check.outcome is Outcome.BAD
         assert "was not written by ntk-export" in check.detail
 
-    def test_damaged_manifest(self, copy):
-        (copy / "assets.extra/ntk_manifest.json").write_text("{")
+    @pytest.mark.parametrize("text", ["{", "{}", "[]", "\xff"])
+    def test_damaged_manifest(self, copy, text):
+        (copy / "assets.extra/ntk_manifest.json").write_text(text, encoding="latin-1")
         (check,) = saved_model.check_saved_model(copy)
+        assert check.outcome is Outcome.BAD
         assert "is damaged" in check.detail
+
+    def test_newest_version(self, tmp_path):
+        assert saved_model.find_version(tmp_path) is None
+        for name in ("9", "10", str(2**63), "x"):
+            (tmp_path / name).mkdir()
+        assert saved_model.find_version(tmp_path) == tmp_path / "10"
 
     def test_damaged_graph(self, copy):
         (copy / "saved_model.pb").write_bytes(b"\x08\x01\x12")
@@ -167,6 +176,15 @@ class TestServer:
             checks = server.check_server(client, 30)
         assert the(checks, "batching").outcome is Outcome.BAD
         assert "would mix callers' rows" in the(checks, "batching").detail
+
+    @pytest.mark.parametrize(("number", "outcome"), [(1, Outcome.NOTE), (9, Outcome.BAD)])
+    def test_version_that_failed(self, served, monkeypatch, number, outcome):
+        """Wrong if it is newer than the one that is served."""
+        with serving.Client(served.grpc_address, model="linear") as client:
+            monkeypatch.setattr(client, "status", lambda: [VersionStatus(number, "END", "no such file")])
+            check = the(server.check_server(client, 30), "server")
+        assert check.outcome is outcome
+        assert "no such file" in check.detail
 
     def test_models_that_tell_nothing(self, served):
         with serving.Client(served.grpc_address, model="linear") as client:

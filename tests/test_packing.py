@@ -31,9 +31,17 @@ def test_unpacking_gives_back_what_was_packed(xp, batch):
 
 
 def test_few_arrays_stay_as_they_are():
-    values = [np.ones(k + 1) for k in range(FEW)]
+    values = [np.ones(k + 2) for k in range(FEW)]
     packing = Packing(values, batch_axes=0)
     assert all(a is b for a, b in zip(packing.pack(values, jnp), values, strict=True))
+
+
+def test_axes_of_one_entry_are_left_out():
+    values = [np.arange(12.0).reshape(2, 1, 6, 1), np.ones((2, 1))]
+    packing = Packing(values, batch_axes=1)
+    packed = packing.pack(values, jnp)
+    assert [p.shape for p in packed] == [spec.shape for spec in packing.specs] == [(2, 6), (2,)]
+    jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed), values)
 
 
 def test_no_more_than_a_small_part_is_copied():

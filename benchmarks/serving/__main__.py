@@ -21,6 +21,7 @@ from absl import app, flags, logging
 
 from benchmarks.serving import load, models, overhead
 from benchmarks.serving.process import ServerProcess
+from serving.exports import version_directories
 
 _REQUESTS = flags.DEFINE_integer("requests", 10_000, "Requests in all.", lower_bound=1)
 _CLIENTS = flags.DEFINE_integer("clients", 16, "Clients at the same time.", lower_bound=1)
@@ -54,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _versions(folder: pathlib.Path) -> list[pathlib.Path]:
     if _BASE_DIR.value:
-        found = [p for p in pathlib.Path(_BASE_DIR.value).iterdir() if p.name.isdecimal()]
-        return sorted(found, key=lambda p: int(p.name))
+        return version_directories(pathlib.Path(_BASE_DIR.value))
     _say("exporting")
     return models.export_versions(folder / "exported", 1 if _OVERHEAD.value else _SWAPS.value + 1)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from serving import reference
+from serving.exports import read_manifest
 
 SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "forward")
 
@@ -75,7 +75,7 @@ class Answers:
 
 def pool(version: Path, size: int) -> np.ndarray:
     """That many different examples for a model with one input."""
-    (spec,) = json.loads((version / "assets.extra/ntk_manifest.json").read_text(encoding="utf-8"))["inputs"]
+    (spec,) = read_manifest(version)["inputs"]
     (examples,) = reference.examples([(spec["shape"], spec["dtype"])], size)
     return examples
 

@@ -73,6 +73,27 @@ def param_inputs(
     return arrays
 
 
+def named_inputs(inputs: Mapping[str, Any], signature: SignatureSpec) -> dict[str, np.ndarray]:
+    """Arrays by the signature's own names for its inputs, checked against it.
+
+    Raises:
+      ServingError: they do not fit, with all that is wrong.
+    """
+    problems = [f"no {name}" for name in signature.inputs if name not in inputs]
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in inputs.items():
+        if name not in signature.inputs:
+            problems.append(f"no input is named {name!r}")
+            continue
+        try:
+            arrays[name] = _as_array(value, signature.inputs[name])
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise _wrong(f"inputs: expected an array for each of {', '.join(signature.inputs)}; {'; '.join(problems)}")
+    return arrays
+
+
 def part(inputs: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
     """Some of the examples."""
     return {name: array[rows] for name, array in inputs.items()}
@@ -118,8 +139,10 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
     Raises:
       ValueError: it does not fit.
     """
-    array = np.asarray(value)
     dtype = tensors.numpy_dtype(spec.dtype)
+    array = np.asarray(value, object if dtype == object else None)
+    if dtype == object and not all(isinstance(text, str | bytes) for text in array.flat):
+        raise ValueError(f"expected {spec}, received values that are no texts")
     if array.dtype != dtype:
         converted = array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") else None
         overflows = converted is not None and dtype.kind in "iu" and not np.array_equal(converted, array)

@@ -82,9 +82,8 @@ def pairs(signature: SignatureSpec, x1: Inputs, x2: Inputs, limits: Limits, para
     name, params = ("ntk", {}) if params is None else ("ntk_with_params", params)
     n1, n2 = count(x1), count(x2)
     output = _output(signature)
-    sizes = limits.of(output, 2, x1, x2)
-    sizes["limit"] = max(1, sizes["limit"] - sum(limits.bytes(array) for array in params.values()))
-    tiles = pair_tiles(n1, n2, **sizes) if n1 and n2 else []
+    shared = sum(limits.bytes(array) for array in params.values())
+    tiles = pair_tiles(n1, n2, **limits.of(output, 2, x1, x2), shared=shared) if n1 and n2 else []
     requests = [Request(name, {**part(x1, rows), **part(x2, cols), **params}, (rows, cols)) for rows, cols in tiles]
     return _call(f"kernel {n1} × {n2}", output, (n1, n2), requests)
 

@@ -6,12 +6,12 @@ import functools
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from serving.client import calls, tensors
-from serving.client.arguments import param_inputs, side_inputs
+from serving.client.arguments import named_inputs, param_inputs, side_inputs
 from serving.client.calls import Call, Request
 from serving.client.connection import Connection
 from serving.client.errors import BATCHING_CURE, ServingError, largest_batch
@@ -21,6 +21,8 @@ from serving.client.parallel import run_all
 from serving.client.progress import Progress
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Transport
+
+T = TypeVar("T")
 
 _SWAPS = 3  # versions that may be replaced under one call before it gives up
 
@@ -77,7 +79,7 @@ class Client:
         if concurrency < 1:
             raise ValueError(f"expected a concurrency of at least 1, received {concurrency}")
         self._limit, self._concurrency, self._progress = message_limit, concurrency, progress
-        transport = _transport(address, message_limit, concurrency)
+        transport = _transport(address, message_limit)
         self._limits = calls.Limits(message_limit, transport.encoded_size)
         self._connection = Connection(transport, ModelRef(model, version, label), deadline)
 
@@ -139,14 +141,14 @@ class Client:
         Raises:
           ServingError: there is no result.
         """
-        spec = self._connection.signature(self._connection.served(), signature)
-        arrays = {name: np.asarray(value) for name, value in inputs.items()}
-        for name in arrays.keys() & spec.inputs.keys():
-            if arrays[name].dtype.kind in "biuf":
-                dtype = tensors.numpy_dtype(spec.inputs[name].dtype)
-                arrays[name] = arrays[name].astype(dtype, casting="same_kind", copy=False)
-        outputs = self._connection.send(self._connection.ref, signature, arrays).outputs
-        return {name or next(iter(spec.outputs)): value for name, value in outputs.items()}
+
+        def answer(served: ServedModel) -> dict[str, np.ndarray]:
+            spec = self._connection.signature(served, signature)
+            outputs = self._connection.send(self._connection.ref, signature, named_inputs(inputs, spec)).outputs
+            named = {name or next(iter(spec.outputs)): value for name, value in outputs.items()}
+            return {name: tensors.as_dtype(value, spec.outputs[name].dtype) for name, value in named.items()}
+
+        return self._of_one_version(answer)
 
     def metadata(self) -> ServedModel:
         """The version that answers, its signatures, and its manifest if it tells it.
@@ -219,11 +221,15 @@ class Client:
         return self._result(lambda served: self._rowwise(served, name, x, most), True)
 
     def _result(self, plan: Callable[[ServedModel], Call], tile: bool | None) -> np.ndarray:
-        """The result of a call; it starts again if its version is replaced in the meantime."""
+        """The result of a call."""
+        return self._of_one_version(lambda served: self._filled(plan(served), served, tile))
+
+    def _of_one_version(self, result: Callable[[ServedModel], T]) -> T:
+        """The result for the version that answers; it starts again if that is replaced in the meantime."""
         served = self._connection.served()
         for _ in range(_SWAPS):
             try:
-                return self._filled(plan(served), served, tile)
+                return result(served)
             except ServingError as error:
                 if error.code not in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "INTERNAL"):
                     raise
@@ -231,7 +237,7 @@ class Client:
                 if latest.version == served.version:
                     raise
                 served = latest
-        return self._filled(plan(served), served, tile)
+        return result(served)
 
     def _filled(self, call: Call, served: ServedModel, tile: bool | None) -> np.ndarray:
         result = np.empty(call.shape, call.dtype)
@@ -289,9 +295,9 @@ class Client:
         )
 
 
-def _transport(address: str, message_limit: int, concurrency: int) -> Transport:
+def _transport(address: str, message_limit: int) -> Transport:
     if address.startswith(("http://", "https://")):
-        return RestTransport(address, max(concurrency, 8))
+        return RestTransport(address)
     if "://" in address and not address.startswith(("grpc://", "grpcs://")):
         raise ValueError(f"expected host:port, grpcs://host:port, http:// or https://, received {address!r}")
     return GrpcTransport(address, message_limit)

@@ -26,6 +26,7 @@ from serving.client.transport import Transport
 T = TypeVar("T")
 
 _POLL = 0.2  # seconds between questions for the state of a model
+_FRESH = 1.0  # seconds for which the metadata are taken to hold if answers do not tell their version
 
 
 class Connection:
@@ -48,27 +49,29 @@ class Connection:
         self._deadline = deadline
         self._reached = False  # whether this server ever answered; what never did is not waited for
         self._served: ServedModel | None = None
+        self._asked = 0.0  # when that was
         self._told: dict[int, ServedModel] = {}  # versions with their manifests
 
-    def served(self, *, refresh: bool = False) -> ServedModel:
-        """The version that answers, without its manifest, as it was when last asked."""
+    def served(self, *, refresh: bool = False, within: float | None = None) -> ServedModel:
+        """The version that answers, without its manifest, as it was when last asked; for `within` see `send`."""
         served = self._served
-        if refresh or served is None:
-            served = self._retried(lambda timeout: self.transport.metadata(self.ref, timeout))
-            self._served = served
+        old = not self.transport.tells_version and time.monotonic() - self._asked > _FRESH
+        if refresh or old or served is None:
+            served = self._retried(lambda timeout: self.transport.metadata(self.ref, timeout), within=within)
+            self._served, self._asked = served, time.monotonic()
         return served
 
-    def with_manifest(self, served: ServedModel) -> ServedModel:
+    def with_manifest(self, served: ServedModel, within: float | None = None) -> ServedModel:
         """The same with its manifest, if the server tells it, and whether the server batches requests."""
         if served.version not in self._told:
-            self._told[served.version] = self._ask_manifest(served)
+            self._told[served.version] = self._ask_manifest(served, within)
         return self._told[served.version]
 
-    def _ask_manifest(self, served: ServedModel) -> ServedModel:
+    def _ask_manifest(self, served: ServedModel, within: float | None) -> ServedModel:
         if MANIFEST_SIGNATURE not in served.signatures:
             return served
         try:
-            answer = self.send(served.pinned, MANIFEST_SIGNATURE, {"key": np.array("")})
+            answer = self.send(served.pinned, MANIFEST_SIGNATURE, {"key": np.array("")}, within=within)
         except ServingError as error:
             if "Batching Run()" in error.answer:  # which a scalar input does not pass
                 return dataclasses.replace(served, batched=True)
@@ -92,9 +95,18 @@ class Connection:
         signature: str,
         inputs: Mapping[str, np.ndarray],
         stop: threading.Event | None = None,
+        within: float | None = None,
     ) -> Prediction:
-        """The answer to one request, which is repeated while that may help, unless `stop` is set."""
-        answer = self._retried(lambda timeout: self.transport.predict(ref, signature, inputs, timeout), stop)
+        """The answer to one request, which is repeated while that may help, unless `stop` is set.
+
+        Args:
+          ref: the model.
+          signature: to call.
+          inputs: by the signature's names.
+          stop: set by another thread to end the repetitions.
+          within: seconds, if they are fewer than the connection's deadline.
+        """
+        answer = self._retried(lambda timeout: self.transport.predict(ref, signature, inputs, timeout), stop, within)
         served = self._served
         if ref == self.ref and served is not None and answer.version not in (None, served.version):
             self._served = None  # another version has come; it may have other signatures
@@ -113,7 +125,8 @@ class Connection:
                 states = self.transport.status(ModelRef(self.ref.name, self.ref.version), min(left, 10.0))
                 self._reached = True
                 if any(s.state == "AVAILABLE" for s in states):
-                    return self.with_manifest(self.served(refresh=True))
+                    served = self.served(refresh=True, within=left)
+                    return self.with_manifest(served, within=max(end - time.monotonic(), 1e-3))
                 seen = f"the versions are {', '.join(map(str, states)) or 'none'}"
                 if states and all(s.state == "END" and s.error for s in states):
                     raise ServingError(f"No version of {self.ref} could be loaded: {seen}.", "FAILED_PRECONDITION")
@@ -125,9 +138,12 @@ class Connection:
                 raise ServingError(f"{self.ref} is not ready after {timeout:g} s: {seen}", "DEADLINE_EXCEEDED")
             time.sleep(_POLL)
 
-    def _retried(self, send: Callable[[float | None], T], stop: threading.Event | None = None) -> T:
+    def _retried(
+        self, send: Callable[[float | None], T], stop: threading.Event | None = None, within: float | None = None
+    ) -> T:
+        deadline = min((seconds for seconds in (self._deadline, within) if seconds is not None), default=None)
         try:
-            result = with_retries(send, self._deadline, give_up=self._seems_absent, stop=stop)
+            result = with_retries(send, deadline, give_up=self._seems_absent, stop=stop)
         except ServingError as error:
             self._reached |= error.code != "UNAVAILABLE"
             raise self._with_versions(error) if error.code == "NOT_FOUND" else error from None

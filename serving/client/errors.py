@@ -95,6 +95,11 @@ def explain(code: str, answer: str, *, address: str, about: str) -> ServingError
     return ServingError(f"{message}. {cure}." if cure else message, code, answer)
 
 
+def closed(address: str) -> ServingError:
+    """The error for a request by a client that was closed."""
+    return ServingError(f"The client of {address} was closed; make another.", "FAILED_PRECONDITION")
+
+
 def tidy(answer: str) -> str:
     """The sentence of a server's answer that says what is wrong.
 
@@ -123,6 +128,6 @@ def largest_batch(error: ServingError) -> int | None:
 
 def is_transient(error: ServingError) -> bool:
     """Whether the same request may succeed a little later; all requests of this client may be sent twice."""
-    if error.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+    if error.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"):  # the last is of a server that stops
         return False
     return not re.search(rf"{_TOO_LARGE}|{_OUT_OF_MEMORY}|XLA", error.answer)

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 
 from serving.client import messages, tensors
-from serving.client.errors import ServingError, explain
+from serving.client.errors import closed, explain
 from serving.client.model import ModelRef, Prediction, ServedModel, SignatureSpec, TensorSpec, VersionStatus
 
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
@@ -17,6 +17,8 @@ _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOA
 
 class GrpcTransport:
     """A channel to host:port; `Transport` documents the methods."""
+
+    tells_version = True
 
     def __init__(self, address: str, message_limit: int) -> None:
         """Opens no connection yet.
@@ -93,7 +95,7 @@ class GrpcTransport:
         return dtype.itemsize if dtype in (np.float32, np.float64) else 10
 
     def close(self) -> None:
-        """Closes the channel; calls under way end as CANCELLED."""
+        """Closes the channel; calls under way end with an error."""
         self._channel.close()
 
     def _call(self, method: Any, request: Any, timeout: float | None, about: str) -> Any:
@@ -102,7 +104,7 @@ class GrpcTransport:
         except grpc.RpcError as error:
             raise explain(error.code().name, error.details() or "", address=self.address, about=about) from None
         except ValueError as error:  # the channel was closed
-            raise ServingError(f"The client of {self.address} was closed: {error}", "CANCELLED") from None
+            raise closed(self.address) from error
 
 
 def _spec(model: ModelRef) -> Any:

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import numpy as np
 import urllib3
 
-from serving.client.errors import explain
+from serving.client import tensors
+from serving.client.errors import closed, explain
 from serving.client.model import ModelRef, Prediction, ServedModel, SignatureSpec, TensorSpec, VersionStatus
 
 # TF Serving's HTTP status for each kind of error, backwards; 400 is also FAILED_PRECONDITION.
@@ -30,27 +31,30 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+_CONNECTIONS = 256  # that are kept for further requests; what threads beyond these open is closed after use
 _BYTES_PER_NUMBER = 26  # "-1.2345678901234567e-123, "
 
 
 class RestTransport:
     """A pool of connections to http://host:port; `Transport` documents the methods."""
 
-    def __init__(self, address: str, connections: int) -> None:
+    tells_version = False
+
+    def __init__(self, address: str) -> None:
         """Opens no connection yet.
 
         Args:
           address: http://host:port or https://host:port, with a path before /v1 if a proxy adds one.
-          connections: to keep open.
         """
         self.address = address.rstrip("/")
-        self._pool = urllib3.PoolManager(maxsize=connections, block=False, retries=False)
+        self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, block=False, retries=False)
+        self._closed = False
 
     def predict(
         self, model: ModelRef, signature: str, inputs: Mapping[str, np.ndarray], timeout: float | None
     ) -> Prediction:
         """Calls a signature, in the column format."""
-        body = {"signature_name": signature, "inputs": {name: array.tolist() for name, array in inputs.items()}}
+        body = {"signature_name": signature, "inputs": {name: tensors.as_json(array) for name, array in inputs.items()}}
         about = f"{model} signature {signature!r}"
         answer = self._call("POST", f"{_path(model)}:predict", timeout, about, body)["outputs"]
         # TF Serving names outputs only if there are several.
@@ -86,10 +90,13 @@ class RestTransport:
         return _BYTES_PER_NUMBER
 
     def close(self) -> None:
-        """Closes the connections that are not in use."""
+        """Closes the connections that are not in use, and opens no others."""
+        self._closed = True
         self._pool.clear()
 
     def _call(self, method: str, path: str, timeout: float | None, about: str, body: Any = None) -> Any:
+        if self._closed:
+            raise closed(self.address)
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json"} if data is not None else {}
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 # TensorFlow's DataType: its number, the NumPy dtype, and the field of a TensorProto that lists values of it.
@@ -18,15 +21,14 @@ _DTYPES: dict[str, tuple[int, Any, str]] = {
     "DT_STRING": (7, np.object_, "string_val"),
     "DT_INT64": (9, np.int64, "int64_val"),
     "DT_BOOL": (10, np.bool_, "bool_val"),
-    "DT_BFLOAT16": (14, np.uint16, "half_val"),  # NumPy has none: its bits
+    "DT_BFLOAT16": (14, ml_dtypes.bfloat16, "half_val"),
     "DT_UINT16": (17, np.uint16, "int_val"),
     "DT_HALF": (19, np.float16, "half_val"),
     "DT_UINT32": (22, np.uint32, "uint32_val"),
     "DT_UINT64": (23, np.uint64, "uint64_val"),
 }
 _NAMES = {number: name for name, (number, _, _) in _DTYPES.items()}
-_NUMBERS = {np.dtype(dtype): number for name, (number, dtype, _) in _DTYPES.items() if name != "DT_BFLOAT16"}
-_BFLOAT16 = _DTYPES["DT_BFLOAT16"][0]
+_NUMBERS = {np.dtype(dtype): number for number, dtype, _ in _DTYPES.values()}
 _STRING = _DTYPES["DT_STRING"][0]
 
 
@@ -39,10 +41,10 @@ def numpy_dtype(name: str) -> np.dtype:
     """The NumPy dtype for DT_FLOAT and the like.
 
     Raises:
-      TypeError: there is none.
+      ValueError: there is none.
     """
-    if name not in _DTYPES or name == "DT_BFLOAT16":
-        raise TypeError(f"expected a dtype that NumPy has, received {name}")
+    if name not in _DTYPES:
+        raise ValueError(f"expected a tensor of numbers or texts, received {name}")
     return np.dtype(_DTYPES[name][1])
 
 
@@ -52,35 +54,60 @@ def write(array: np.ndarray, proto: Any) -> None:
         proto.tensor_shape.dim.add().size = size
     if array.dtype.kind in "OUS":
         proto.dtype = _STRING
-        proto.string_val.extend(v.encode() if isinstance(v, str) else bytes(v) for v in array.ravel().tolist())
+        proto.string_val.extend(_as_bytes(value) for value in array.ravel().tolist())
     else:
         proto.dtype = _NUMBERS[array.dtype]
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        proto.tensor_content = little.tobytes()
+        proto.tensor_content = _other_order(array).tobytes()
 
 
 def read(proto: Any) -> np.ndarray:
     """The array that a TensorProto holds, read-only where it can share the message's memory.
 
-    Texts are objects of type bytes; bfloat16, which NumPy lacks, becomes float32.
+    Texts are objects of type bytes.
 
     Raises:
       ValueError: the values do not fill the shape, or are of a dtype that NumPy lacks.
     """
     name = dtype_name(proto.dtype)
-    if name not in _DTYPES:
-        raise ValueError(f"expected a tensor of numbers or texts, received {name}")
+    dtype = numpy_dtype(name)
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    dtype = np.dtype(_DTYPES[name][1])
     if proto.tensor_content:
-        flat = np.frombuffer(proto.tensor_content, dtype.newbyteorder("<")).astype(dtype, copy=False)
+        flat = _other_order(np.frombuffer(proto.tensor_content, dtype))
     else:
         flat = _listed(getattr(proto, _DTYPES[name][2]), dtype, math.prod(shape))
     if flat.size != math.prod(shape):
         raise ValueError(f"expected {math.prod(shape)} values for shape {shape}, received {flat.size}")
-    if proto.dtype == _BFLOAT16:
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(shape)
+
+
+def as_dtype(values: Any, name: str) -> np.ndarray:
+    """What either protocol answers, as an array of that dtype; REST has str or base64, and Python's numbers."""
+    array = np.asarray(values)
+    if name != "DT_STRING":
+        return array.astype(numpy_dtype(name), copy=False)
+    texts = np.empty(array.size, object)
+    texts[:] = [_as_bytes(value) for value in array.ravel().tolist()]
+    return texts.reshape(array.shape)
+
+
+def as_json(array: np.ndarray) -> Any:
+    """Nested lists of what JSON has; bytes in base64, as TF Serving takes them."""
+    if array.dtype.kind not in "OS":
+        return array.tolist()
+    values = np.empty(array.size, object)
+    values[:] = [v if isinstance(v, str) else {"b64": base64.b64encode(v).decode()} for v in array.ravel().tolist()]
+    return values.reshape(array.shape).tolist()
+
+
+def _as_bytes(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return base64.b64decode(value["b64"])
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+def _other_order(array: np.ndarray) -> np.ndarray:
+    """Little-endian, as messages are, from this machine's order, or the reverse."""
+    return array if sys.byteorder == "little" else array.byteswap()
 
 
 def _listed(values: Any, dtype: np.dtype, size: int) -> np.ndarray:
@@ -88,8 +115,8 @@ def _listed(values: Any, dtype: np.dtype, size: int) -> np.ndarray:
     if dtype == np.object_:
         flat = np.empty(len(values), object)
         flat[:] = list(values)
-    elif dtype == np.float16:
-        flat = np.array(values, np.uint16).view(np.float16)
+    elif dtype in (np.float16, ml_dtypes.bfloat16):  # listed by their bits
+        flat = np.array(values, np.uint16).view(dtype)
     else:
         flat = np.array(values, dtype)
     if 0 < flat.size < size:

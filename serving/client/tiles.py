@@ -12,7 +12,7 @@ from serving.client.errors import ServingError
 Tile = tuple[slice, slice]
 
 
-def pair_tiles(n1: int, n2: int, *, example: int, entry: int, limit: int) -> list[Tile]:
+def pair_tiles(n1: int, n2: int, *, example: int, entry: int, limit: int, shared: int = 0) -> list[Tile]:
     """The kernel of n1 by n2 examples as requests and answers of at most `limit` bytes each.
 
     A server computes the features of each example of a tile, so a split is good that has few examples in all its tiles
@@ -24,16 +24,17 @@ def pair_tiles(n1: int, n2: int, *, example: int, entry: int, limit: int) -> lis
       example: bytes of one example.
       entry: bytes of the result for one pair.
       limit: bytes of a message.
+      shared: bytes of the parameters, which each request carries.
 
     Raises:
       ServingError: not even one pair fits.
     """
-    if 2 * example > limit or entry > limit:
-        raise _too_small(max(2 * example, entry), limit)
+    if shared + 2 * example > limit or entry > limit:
+        raise _too_small(max(shared + 2 * example, entry), limit, " with its parameters" if shared else "")
     best: tuple[int, int, int] | None = None
     for parts2 in _counts(n2):
         columns = math.ceil(n2 / parts2)
-        most = min((limit - columns * example) // example, limit // (columns * entry))
+        most = min((limit - shared - columns * example) // example, limit // (columns * entry))
         if most < 1:
             continue
         parts1 = math.ceil(n1 / most)
@@ -86,9 +87,9 @@ def _strips(n: int, parts: int) -> Iterator[slice]:
     yield from (slice(a, b) for a, b in itertools.pairwise(edges))
 
 
-def _too_small(needed: int, limit: int) -> ServingError:
+def _too_small(needed: int, limit: int, more: str = "") -> ServingError:
     return ServingError(
-        f"The message limit is too small: expected at least {needed:,} bytes for one pair of examples, received "
+        f"The message limit is too small: expected at least {needed:,} bytes for one pair of examples{more}, received "
         f"message_limit={limit:,}. Raise it.",
         "INVALID_ARGUMENT",
     )

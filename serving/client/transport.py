@@ -15,9 +15,11 @@ class Transport(Protocol):
 
     Attributes:
       address: the server's, as it was given.
+      tells_version: whether answers say which version they are of.
     """
 
     address: str
+    tells_version: bool
 
     def predict(
         self, model: ModelRef, signature: str, inputs: Mapping[str, np.ndarray], timeout: float | None

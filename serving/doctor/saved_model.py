@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 
 from serving.doctor.report import Check, bad, good, note
 from serving.doctor.results import check_results
+from serving.exports import ManifestError, read_manifest, version_directories
 
 # None of these may be needed to use an export.
 EXPORT_ONLY = ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "exporter")
@@ -27,15 +27,16 @@ def find_version(path: Path) -> Path | None:
     """The version to check: the path itself, or the newest below a model base directory; None if there is none."""
     if (path / "saved_model.pb").is_file():
         return path
-    versions = [p for p in path.iterdir() if p.name.isdecimal()] if path.is_dir() else []
-    return max(versions, key=lambda p: int(p.name), default=None)
+    versions = version_directories(path)
+    return versions[-1] if versions else None
 
 
 def check_saved_model(version: Path) -> list[Check]:
     """Checks the SavedModel of a version: everything that can be found out without a server."""
-    manifest = _manifest(version)
-    if isinstance(manifest, Check):
-        return [manifest]
+    try:
+        manifest = read_manifest(version)
+    except ManifestError as error:
+        return [bad("export", str(error))]
     created = (
         f"{manifest['model']}, exported {manifest['created']} by ntk-exporter {manifest['versions']['ntk-exporter']}"
     )
@@ -47,17 +48,6 @@ def check_saved_model(version: Path) -> list[Check]:
     checks.append(_check_signatures(manifest, model))
     checks.append(_check_warmup(version, manifest, model))
     return checks + check_results(manifest, _caller(model), Exception)
-
-
-def _manifest(version: Path) -> Mapping[str, Any] | Check:
-    path = version / "assets.extra/ntk_manifest.json"
-    try:
-        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return bad("export", f"expected {path}, found none: this SavedModel was not written by ntk-export")
-    except ValueError as error:
-        return bad("export", f"{path} is damaged: {error}")
-    return manifest
 
 
 def _check_versions(manifest: Mapping[str, Any]) -> Check:

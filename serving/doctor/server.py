@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from serving.client import Client, ServingError
 from serving.client.errors import BATCHING_CURE
-from serving.client.model import ServedModel
+from serving.client.model import ServedModel, VersionStatus
 from serving.doctor.report import Check, bad, good, note
 from serving.doctor.results import check_results
 
@@ -22,9 +22,7 @@ def check_server(client: Client, timeout: float) -> list[Check]:
         versions = client.status()
     except ServingError as error:
         return [bad("server", str(error))]
-    failed = [v for v in versions if v.error]
-    words = f"model {served.name}: versions {', '.join(map(str, versions))}"
-    checks = [(bad if failed else good)("server", words), _check_batching(served)]
+    checks = [_check_versions(served, versions), _check_batching(served)]
     checks.append(good("signatures", f"of version {served.version}: {', '.join(served.signatures)}"))
     if served.manifest is None:
         checks.append(
@@ -48,6 +46,16 @@ def check_server(client: Client, timeout: float) -> list[Check]:
         return next(iter(client.predict(name, inputs).values()))
 
     return checks + check_results(recorded, call, ServingError)
+
+
+def _check_versions(served: ServedModel, versions: Sequence[VersionStatus]) -> Check:
+    words = f"model {served.name}: versions {', '.join(map(str, versions))}"
+    failed = [v for v in versions if v.error]
+    if not failed:
+        return good("server", words)
+    if max(v.version for v in failed) < served.version:
+        return note("server", f"{words}; {served.version} has replaced what failed")
+    return bad("server", f"{words}. Export again; if that version was removed since, restart the server to forget it")
 
 
 def _check_batching(served: ServedModel) -> Check:

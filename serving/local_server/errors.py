@@ -70,6 +70,11 @@ def deadline_exceeded(message: str) -> ServingError:
     return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
 
 
+def resource_exhausted(message: str) -> ServingError:
+    """The answer is larger than the server may send."""
+    return ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+
 def invalid_argument(message: str) -> ServingError:
     """The request itself is wrong."""
     return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)

@@ -30,6 +30,9 @@ Format = Literal["row", "column"]
 _SMALL_INTEGERS = (types_pb2.DT_INT32, types_pb2.DT_INT16, types_pb2.DT_INT8, types_pb2.DT_UINT8)
 
 
+_POWERS = np.array([np.longdouble(f"1e{k}") for k in range(60)])  # of ten; any float32 and 9 digits
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -336,14 +339,29 @@ def _writable(name: str, array: np.ndarray) -> Any:
 def _as_decimals(array: np.ndarray) -> np.ndarray:
     """float64 numbers whose shortest text is TF Serving's for float32: 6 digits if they are enough, else 9."""
     exact = array.astype(np.float64)
+    size = np.abs(exact)
+    if np.all((size == 0) | ((size >= 1e-10) & (size < 1e9)) | ~np.isfinite(size)):
+        return _rounded(array, exact)
+    return _rounded(array, exact.astype(np.longdouble))  # powers of ten beyond those that a float64 has exactly
+
+
+def _rounded(array: np.ndarray, exact: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         exponent = np.floor(np.log10(np.abs(exact)))
-        long, short = (
-            np.where(scale > 0, np.rint(exact * scale) / scale, exact)
-            for scale in (np.power(10.0, 8 - exponent), np.power(10.0, 5 - exponent))
-        )
+        exponent = np.where(np.isfinite(exponent), exponent, 0).astype(int)
+        long, short = (_with_digits(exact, digits - 1 - exponent) for digits in (9, 6))
         chosen = np.where(short.astype(np.float32) == array, short, long)
-        return np.where(chosen.astype(np.float32) == array, chosen, exact)
+        return np.where(chosen.astype(np.float32) == array, chosen, exact).astype(np.float64)
+
+
+def _with_digits(exact: np.ndarray, decimals: np.ndarray) -> np.ndarray:
+    """Rounded to so many digits behind the point; before it, if negative."""
+    powers = _POWERS.astype(exact.dtype)
+    up = powers[np.maximum(decimals, 0)]
+    if decimals.min(initial=0) >= 0:
+        return np.rint(exact * up) / up
+    down = powers[np.maximum(-decimals, 0)]
+    return np.rint(exact * up / down) / up * down
 
 
 def _body(key: str, tree: Any) -> bytes:

@@ -9,7 +9,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
 from serving.local_server import json_document, json_tensors, tensors
-from serving.local_server.errors import invalid_argument
+from serving.local_server.errors import invalid_argument, resource_exhausted
 from serving.local_server.json_document import JsonObject
 from serving.local_server.servable import DEFAULT_SIGNATURE, Servable
 
@@ -37,8 +37,8 @@ def predict(
     return response
 
 
-def predict_json(servable: Servable, document: JsonObject) -> bytes:
-    """Answers a REST request in its own format.
+def predict_json(servable: Servable, document: JsonObject, *, max_bytes: int) -> bytes:
+    """Answers a REST request in its own format, if that takes `max_bytes` at most.
 
     Raises:
       ServingError: what is wrong with the request, or what TensorFlow says to it.
@@ -53,7 +53,10 @@ def predict_json(servable: Servable, document: JsonObject) -> bytes:
         raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
     arrays, layout = json_tensors.read_inputs(document, given, servable.signatures[name].inputs)
     servable.signature(name)
-    return json_tensors.write_outputs(servable.run(name, arrays), layout)
+    answer = json_tensors.write_outputs(servable.run(name, arrays), layout)
+    if len(answer) > max_bytes:
+        raise resource_exhausted(f"Sent message larger than max ({len(answer)} vs. {max_bytes})")  # gRPC's words
+    return answer
 
 
 def metadata(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging as std_logging
-import socket
 import threading
 import time
 from concurrent import futures
 
 from absl import logging
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from serving.addresses import host_port
+from serving.addresses import listen
 from serving.local_server import rest_api
 from serving.local_server.options import ServerOptions
 
@@ -22,15 +21,6 @@ class _Refused(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.answer = rest_api.error_answer(status, text)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        address = host_port(host, port)
-        raise OSError(f"cannot listen on {address} for REST; choose another port: {error}") from error
 
 
 class RestServer:
@@ -44,7 +34,7 @@ class RestServer:
         """
         self._api = api
         self._options = options
-        self._socket = _listening(options.host, options.rest_port)
+        self._socket = listen(options.host, options.rest_port, "REST")
         self.port: int = self._socket.getsockname()[1]
         self._workers = futures.ThreadPoolExecutor(workers, thread_name_prefix="rest")
         self._most = workers
@@ -112,7 +102,8 @@ class RestServer:
         too_large = _Refused(413, f"Request body larger than the limit of {limit} bytes")
         if (request.content_length or 0) > limit:
             raise too_large
-        if request.headers.get("Expect", "").lower() == "100-continue":  # curl waits a second for it
+        expected = request.headers.get("Expect", "").lower() == "100-continue"  # curl waits a second for it
+        if expected and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         body = bytearray()

@@ -13,7 +13,7 @@ import grpc
 from absl import logging
 from grpc_health.v1 import health, health_pb2
 
-from serving.addresses import host_port
+from serving.addresses import host_port, listen
 from serving.local_server import grpc_server, warmup
 from serving.local_server.models import Models
 from serving.local_server.options import ModelOptions, ServerOptions
@@ -84,6 +84,8 @@ class LocalServer:
           RuntimeError: if a model has no version that can be served.
           OSError: if a port cannot be had.
         """
+        for port, protocol in ((self.options.grpc_port, "gRPC"), (self.options.rest_port, "REST")):
+            listen(self.options.host, port, protocol).close()  # what is taken is said before the models load
         with contextlib.ExitStack() as undo:
             undo.callback(self.models.stop, 0)
             self.models.start()

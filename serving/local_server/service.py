@@ -57,7 +57,7 @@ class Service:
         with self._place(deadline, wanted):
             document = json_document.parse(body)
             with self._models.lookup(spec) as servable:
-                return predict.predict_json(servable, document)
+                return predict.predict_json(servable, document, max_bytes=self.options.max_message_bytes)
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest

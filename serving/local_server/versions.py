@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from serving.exports import version_number
 from serving.local_server.options import ModelOptions
 
 # What a SavedModel is made of; when none of it changes any more, it has been written.
@@ -20,9 +21,9 @@ def on_disk(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     """
     found: dict[int, pathlib.Path] = {}
     for child in sorted(base_path.iterdir()):
-        number = child.name.isascii() and child.name.isdigit() and int(child.name) < 1 << 63
-        if number and child.is_dir():
-            found[int(child.name)] = child
+        number = version_number(child.name)
+        if number is not None and child.is_dir():
+            found[number] = child
     return found
 
 
