@@ -140,8 +140,8 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
       ValueError: it does not fit.
     """
     dtype = tensors.numpy_dtype(spec.dtype)
-    array = np.asarray(value, object if dtype == object else None)
-    if dtype == object and not all(isinstance(text, str | bytes) for text in array.flat):
+    array = np.asarray(value, object if dtype.kind == "O" else None)
+    if dtype.kind == "O" and not all(isinstance(text, str | bytes) for text in array.flat):
         raise ValueError(f"expected {spec}, received values that are no texts")
     if array.dtype != dtype:
         converted = array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") else None
