@@ -158,8 +158,9 @@ def _products(x: Array, y: Array) -> Array:
 
 
 def _sum_of_parts(x: Array, y: Array) -> Array:
-    """(B, n, M) and (B, m, M) to (B, n, m), by sums of LONG products each."""
+    """(B, n, M) and (B, m, M) to (B, n, m), by sums of LONG products each, or somewhat fewer that divide M."""
     b, _, m = x.shape
-    parts = -(-m // LONG)
-    x, y = (jnp.pad(v, ((0, 0), (0, 0), (0, parts * LONG - m))).reshape(b, -1, parts, LONG) for v in (x, y))
+    size = next((size for size in range(LONG, LONG // 4, -1) if m % size == 0), LONG)  # what is padded is copied
+    parts = -(-m // size)
+    x, y = (jnp.pad(v, ((0, 0), (0, 0), (0, parts * size - m))).reshape(b, -1, parts, size) for v in (x, y))
     return jnp.sum(jnp.einsum("bnpk,bmpk->pbnm", x, y), 0)
