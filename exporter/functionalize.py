@@ -51,6 +51,7 @@ class FunctionalModel:
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     outputs: tuple[TensorSpec, ...]  # all of the model's
+    original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
 
 
 def functionalize(
@@ -114,6 +115,7 @@ def functionalize(
         inputs=traced.inputs,
         output=output_spec,
         outputs=traced.outputs,
+        original=lambda inputs: traced.function(*map(tf.convert_to_tensor, inputs))[index].numpy(),
     )
 
 

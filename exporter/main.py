@@ -113,7 +113,8 @@ def _bundle(base_dir: pathlib.Path) -> str:
     from serving.exports import ManifestError
 
     try:
-        return str(write_bundle(base_dir, default_options(base_dir)))
+        bundle = write_bundle(base_dir, default_options(base_dir))
+        return str(bundle.directory) + "".join(f", {name} kept as it was changed" for name in bundle.kept)
     except (BundleError, BatchingError, ManifestError, OSError) as error:
         return f"not written: {error}"
 

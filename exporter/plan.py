@@ -18,6 +18,8 @@ from exporter.ntk.precision import in_float64
 from exporter.sampling import sample_inputs
 from exporter.signatures import SIGNATURES, input_names, param_names
 
+_FAITHFUL = 0.05  # float32 and narrower arithmetic is nearer to float64, and a wrong conversion further off
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -137,8 +139,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
     trace_axes, diagonal_axes = check_axes(ntk, rank)
     ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
     coupled = ntk.vmap_axes is None
-    if not coupled:
-        _check_independent(functional, ntk.vmap_axes)
+    _check_on_examples(functional, None if coupled else ntk.vmap_axes, max(_FAITHFUL, export.verify.rtol))
     kept: list[int | None] = [None, None]
     for axis in range(1, rank):
         if axis not in trace_axes:
@@ -146,23 +147,42 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
     return Plan(functional, ntk, export, coupled, tuple(kept))
 
 
-def _check_independent(model: FunctionalModel, vmap_axes: Any) -> None:
-    """Raises if the outputs of one example change, in float64, when the other examples of its batch do."""
+def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:
+    """Raises if the function of a model is not that model, or if its examples influence each other, on random inputs.
+
+    Args:
+      model: the model, whose function is evaluated in float64.
+      vmap_axes: None if examples may influence each other.
+      rtol: of the function's outputs to those that TensorFlow computes.
+    """
     first, second = sample_inputs(model.inputs, 3, seed=0), sample_inputs(model.inputs, 3, seed=1)
     mixed = tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
     fn = in_float64(model.apply_fn, model.trainable, model.frozen, first)
     with jax.experimental.enable_x64():
         apply = jax.jit(fn)
-        alone, among = (np.asarray(apply(model.trainable, model.frozen, x))[1] for x in (first, mixed))
-    scale = max(np.max(np.abs(alone), initial=0.0), np.finfo(np.float64).tiny)
-    change = np.max(np.abs(alone - among), initial=0.0) / scale
-    if not change <= 1e-9:
+        outputs, among = (np.asarray(apply(model.trainable, model.frozen, x)) for x in (first, mixed))
+    original = np.asarray(model.original(first), np.float64)
+    if not (change := _change(original, outputs)) <= rtol:
+        raise ExportError(
+            f"{model.name!r} was not converted to JAX faithfully: expected the outputs that TensorFlow computes on "
+            f"random inputs, received a difference of {change:.2g} (relative to the largest). Replace the layers that "
+            "are less common, and please report them; if it is the outputs that are inexact in the model's own "
+            "precision, set a larger export.verify.rtol."
+        )
+    if vmap_axes is not None and not (change := _change(outputs[1], among[1])) <= 1e-9:
         raise ExportError(
             "Examples influence each other: expected the output of an example not to depend on the others of its batch "
             f"(ntk.vmap_axes: {vmap_axes}), received a change of {change:.2g} (relative) when the others changed. "
             "Set ntk.vmap_axes: null for the kernel of whole batches, or remove what couples them (batch statistics, "
             "reductions over the batch axis)."
         )
+
+
+def _change(expected: np.ndarray, received: np.ndarray) -> float:
+    """The largest difference relative to the largest expected number; what neither side has finite does not count."""
+    either = np.isfinite(expected) | np.isfinite(received)
+    scale = np.max(np.abs(expected), initial=np.finfo(np.float32).tiny, where=np.isfinite(expected))
+    return float(np.max(np.abs(expected - received), initial=0.0, where=either) / scale)
 
 
 def _spec(name: str, shape: tuple[int | None, ...], dtype: str) -> str:

@@ -82,7 +82,13 @@ def stage_version(base_dir: Path) -> Iterator[Staging]:
 def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
     """A new directory and the descriptor of its lock, which tells other exports that it is not a left-over."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        except FileNotFoundError as error:  # in /proc and its like
+            raise ExportError(
+                f"The output directory cannot be written to: expected one that takes directories, received {parent}. "
+                "Choose another --output."
+            ) from error
         with contextlib.suppress(FileNotFoundError):  # another export took it for a left-over before it was locked
             lock = _lock(path)
             if lock is not None and path.exists():

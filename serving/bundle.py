@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from serving.exports import MANIFEST, read_manifest, version_directories, versio
 from serving.model_server import GRPC_PORT, IMAGE, REST_PORT, Flag, model_server_flags
 from serving.protos import Table, message_classes
 
-_OPTIONS = "options.json"  # of the bundle, for the next time it is written
+_RECORD = "bundle.json"  # what was written, for the next time
 DIRECTORY = "serving"  # in the model base directory; not a number, so that servers do not take it for a version
 
 _GIB = 2**30
@@ -83,14 +84,29 @@ def default_options(base_dir: Path) -> BundleOptions:
     Raises:
       BundleError: what the bundle says of itself is damaged.
     """
-    path = base_dir / DIRECTORY / _OPTIONS
+    record = _read_record(base_dir / DIRECTORY / _RECORD)
+    if record is not None:
+        return record.options
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", base_dir.absolute().name).strip("-._") or "ntk"
+    return BundleOptions(name, batched=(base_dir / DIRECTORY / batching.DIRECTORY).is_dir())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a bundle was made with, and the digest of each file as it was written."""
+
+    options: BundleOptions
+    digests: Mapping[str, str]
+
+
+def _read_record(path: Path) -> _Record | None:
     try:
-        return BundleOptions(**json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _Record(BundleOptions(**content["options"]), dict(content["digests"]))
     except FileNotFoundError:
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", base_dir.absolute().name).strip("-._") or "ntk"
-        return BundleOptions(name, batched=(base_dir / DIRECTORY / batching.DIRECTORY).is_dir())
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {error}. Remove it, and give the flags again") from None
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error!r}. Remove it, and give the flags again") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +136,16 @@ def resources(manifest: Mapping[str, Any], cpus: int) -> Resources:
     return Resources(grpc_threads, rest_threads, fixed + cpus * budget, fixed + (grpc_threads + rest_threads) * budget)
 
 
-def write_bundle(base_dir: Path, options: BundleOptions) -> Path:
-    """Writes the files into a directory in a model base directory, and returns it.
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk: its directory, and the files that are as somebody changed them since they were written."""
+
+    directory: Path
+    kept: tuple[str, ...] = ()
+
+
+def write_bundle(base_dir: Path, options: BundleOptions) -> Bundle:
+    """Writes the files into a directory in a model base directory, except those that somebody has changed there.
 
     The model for batched requests is written there too, for every version, if `options.batched`.
 
@@ -141,9 +165,24 @@ def write_bundle(base_dir: Path, options: BundleOptions) -> Path:
         for made in (directory / batching.DIRECTORY).iterdir():
             if version_number(made.name) is not None and made.name not in {version.name for version in versions}:
                 shutil.rmtree(made)
+    record = _read_record(directory / _RECORD)
+    before = record.digests if record is not None else {}
+    digests, kept = {}, []
     for name, text in bundle_files(manifest, options).items():
-        _replace(directory / name, text, executable=name.endswith(".sh"))
-    return directory
+        path = directory / name
+        if name in before and path.exists() and _digest(path.read_bytes()) != before[name]:
+            digests[name] = before[name]
+            kept.append(name)
+        else:
+            digests[name] = _digest(text.encode())
+            _replace(path, text, executable=name.endswith(".sh"))
+    content = {"options": dataclasses.asdict(options), "digests": digests}
+    _replace(directory / _RECORD, json.dumps(content, indent=2) + "\n", executable=False)
+    return Bundle(directory, tuple(kept))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def exported_versions(base_dir: Path) -> list[Path]:
@@ -178,7 +217,6 @@ def bundle_files(manifest: Mapping[str, Any], options: BundleOptions) -> dict[st
             f"kubectl apply -f kubernetes.yaml; the volume claim {_dns_name(options)}-models holds the base directory",
         ),
     }
-    files[_OPTIONS] = json.dumps(dataclasses.asdict(options), indent=2) + "\n"
     if options.batched:
         files["batching_parameters.txt"] = batching.shared_parameters(options.cpus)
     return files

@@ -4,7 +4,7 @@ ntk-bundle BASE_DIR [--model_name=NAME] [--cpus=N] [--gpu] [--batching]
 
 BASE_DIR/serving gets models.config, serve.sh (runs tensorflow_model_server here), compose.yaml and kubernetes.yaml,
 made for the newest version. With --batching also a second model NAME_rowwise, whose requests TF Serving may join.
-Flags that are not given are as they were when the bundle was last written, by this command or by ntk-export.
+Flags that are not given are as they were when the bundle was last written, and files that were changed since stay.
 The directory is the last line of standard output.
 """
 
@@ -53,7 +53,10 @@ def main(argv: Sequence[str]) -> int:
         if options.batched:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without GPU is no error
             import_tensorflow_quietly()
-        print(write_bundle(base_dir, options))
+        bundle = write_bundle(base_dir, options)
+        for name in bundle.kept:
+            print(f"kept {bundle.directory / name}, which was changed; remove it to have it written", file=sys.stderr)
+        print(bundle.directory)
     except (BundleError, BatchingError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -150,7 +150,7 @@ def base_dir(tmp_path):
 
 class TestDirectory:
     def test_is_beside_the_versions_and_no_version(self, base_dir):
-        directory = write_bundle(base_dir, OPTIONS)
+        directory = write_bundle(base_dir, OPTIONS).directory
         assert directory.parent == base_dir
         assert not directory.name.isdecimal()
         assert {p.name for p in directory.iterdir()} == {
@@ -158,13 +158,13 @@ class TestDirectory:
             "serve.sh",
             "compose.yaml",
             "kubernetes.yaml",
-            "options.json",
+            "bundle.json",
         }
         assert stat.S_IMODE((directory / "serve.sh").stat().st_mode) == 0o755
         assert [p.name for p in bundle.exported_versions(base_dir)] == ["2", "10"]
 
     def test_script_starts_the_server(self, base_dir, tmp_path):
-        directory = write_bundle(base_dir, dataclasses.replace(OPTIONS, batched=False))
+        directory = write_bundle(base_dir, OPTIONS).directory
         server = tmp_path / "server"
         server.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\n")
         server.chmod(0o755)
@@ -192,7 +192,7 @@ class TestDirectory:
         base.mkdir()
         os.symlink(exported("two_inputs").path, base / "1")
         assert not bundle.default_options(base).batched
-        directory = write_bundle(base, BundleOptions("two", batched=True))
+        directory = write_bundle(base, BundleOptions("two", batched=True)).directory
         assert (directory / "rowwise/1/saved_model.pb").is_file()
         assert bundle.default_options(base).batched
         (base / "1").rename(base / "2")
@@ -225,10 +225,25 @@ class TestCommand:
         assert bundle.default_options(base_dir) == BundleOptions("other", cpus=3, gpu=True)
         assert invoke(base_dir, "--nogpu", "--cpus=2")[0] == 0
         assert bundle.default_options(base_dir) == BundleOptions("other", cpus=2)
-        (base_dir / "serving/options.json").write_text('{"cpu": 2}')
+        (base_dir / "serving/bundle.json").write_text('{"options": {"cpu": 2}}')
         code, out, err = invoke(base_dir)
         assert (code, out) == (1, "")
-        assert "options.json is damaged" in err
+        assert "bundle.json is damaged" in err
+
+    def test_changed_files_are_kept(self, base_dir, invoke):
+        invoke(base_dir)
+        files = {name: base_dir / "serving" / name for name in ("models.config", "compose.yaml")}
+        changed = files["models.config"].read_text() + "# labels\n"
+        files["models.config"].write_text(changed)
+        for _ in range(2):
+            code, out, err = invoke(base_dir, "--cpus=7")
+            assert (code, out) == (0, f"{base_dir / 'serving'}\n")
+            assert err.startswith(f"kept {files['models.config']}, which was changed")
+            assert files["models.config"].read_text() == changed
+            assert "cpus: 7" in files["compose.yaml"].read_text()
+        files["models.config"].unlink()
+        assert invoke(base_dir)[2] == ""
+        assert "# labels" not in files["models.config"].read_text()
 
     @pytest.mark.parametrize("text", ["{", "{}", "[]"])
     def test_damaged_manifest(self, base_dir, invoke, text):

@@ -1,13 +1,15 @@
 import export_models
+import jax.numpy as jnp
 import keras
 import models
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from exporter.config import ConfigError, ExportConfig, NtkConfig
+from exporter.config import ConfigError, ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.plan import make_plan
+from exporter.tf_ops import registry
 
 STRUCTURED = "structured_derivatives"
 
@@ -116,6 +118,20 @@ def test_null_couples_whatever_the_model():
 def test_rounding_is_no_influence():
     """In float32 another batch gives other last digits; BatchNorm in inference mode has no part of the batch in it."""
     assert not plan_of("batch_norm").coupled
+
+
+# Whether the function is the model
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_wrong_conversion(coupled, monkeypatch):
+    """Of which the float64 Jacobian of the function knows nothing."""
+    ntk = NtkConfig(vmap_axes=None if coupled else 0)
+    plan_of("mlp", ntk)
+    monkeypatch.setitem(registry._CONVERTERS, "Relu", registry.simple(lambda x: 2 * jnp.maximum(x, 0)))
+    with pytest.raises(ExportError, match=r"was not converted to JAX faithfully: .* a difference of \d"):
+        plan_of("mlp", ntk)
+    plan_of("mlp", ntk, ExportConfig(verify=VerifyConfig(rtol=10)))
 
 
 # What `--explain` shows
