@@ -29,7 +29,6 @@ Format = Literal["row", "column"]
 
 _SMALL_INTEGERS = (types_pb2.DT_INT32, types_pb2.DT_INT16, types_pb2.DT_INT8, types_pb2.DT_UINT8)
 
-
 _POWERS = np.array([np.longdouble(f"1e{k}") for k in range(60)])  # of ten; any float32 and 9 digits
 
 
