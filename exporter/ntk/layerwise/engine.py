@@ -18,7 +18,7 @@ from exporter.ntk.layerwise.lowering import Lowering
 Array = Any
 
 # Of models with more sites XLA's compilation takes as long as a hundred of their kernels: both sides' features by one
-# program compile in 60 to 70 % of the time, and run up to 10 % slower.
+# program compile in 60 to 75 % of the time, and run up to 10 % slower.
 MANY_SITES = 64
 
 
