@@ -111,7 +111,10 @@ def export_savedmodel(
                 requests=requests,
             )
             programs = f"{compiled} programs, " if compiled else ""
-            note(f"within {verification.worst:.1e} of float64; {programs}{verification.seconds['first_calls']:.1f} s")
+            kinks = max(verification.at_kinks.values(), default=0.0)
+            apart = f" ({kinks:.1e} at kinks)" if kinks else ""
+            first_calls = verification.seconds["first_calls"]
+            note(f"within {verification.worst:.1e}{apart} of float64; {programs}{first_calls:.1f} s")
         manifest = {
             **_manifest(plan, choice, verification),
             "programs": {"compiled": compiled, "warmup_examples": requests if plan.export.warmup else {}},

@@ -13,9 +13,11 @@ import serving_models
 import tensorflow as tf
 
 import serving
+from exporter.manifest import write_manifest
 from serving.client.model import VersionStatus
-from serving.doctor import main, saved_model, server
+from serving.doctor import main, results, saved_model, server
 from serving.doctor.report import Check, Outcome, bad, good, note, table
+from serving.exports import MANIFEST
 
 NAMES = ["export", "versions", "platforms", "load", "signatures", "warmup", "XLA"]
 
@@ -80,6 +82,17 @@ class TestSavedModel:
         found = outcomes(saved_model.check_saved_model(tmp_path / "1"))
         assert {found[name] for name in ("ntk", "ntk_symmetric", "ntk_diagonal", "forward")} == {Outcome.BAD}
         assert found["load"] is not Outcome.BAD
+
+    def test_kink(self, exported, tmp_path, monkeypatch):
+        """Where verification found an activation at a kink, a server may find it on the other side."""
+        path = shutil.copytree(exported("two_inputs").path, tmp_path / "1")
+        monkeypatch.setattr(results.reference, "difference", lambda recorded, result: 0.01)
+        manifest = json.loads((path / MANIFEST).read_text())
+        manifest["verification"]["at_kinks"] = {"signature/ntk": 0.01}
+        write_manifest(path, manifest)
+        found = outcomes(saved_model.check_saved_model(path))
+        assert found["ntk"] is Outcome.GOOD
+        assert found["ntk_symmetric"] is Outcome.BAD
 
     def test_platform(self, copy):
         self.change(copy, platforms=["tpu"])

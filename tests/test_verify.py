@@ -8,6 +8,7 @@ import tensorflow as tf
 import exporter.verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
+from exporter.functionalize import TensorSpec
 from exporter.plan import make_plan
 from exporter.sampling import sample_inputs
 from exporter.verify import verify
@@ -131,6 +132,92 @@ def test_saved_model_that_cannot_be_loaded(plan, tmp_path, damage):
         str(error.value),
     )
     assert "Traceback" not in str(error.value)
+
+
+# Kinks
+
+
+class Kinked(Linear):
+    """Two units of a ReLU; the input of the first is `at`, up to rounding, for the sixth example."""
+
+    def __init__(self, at=0.0):
+        super().__init__()
+        self.x = sample_inputs([TensorSpec("x", (None, 4), "float32")], 8)[0].astype(np.float64)
+        w = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+        self.w = tf.Variable(w)
+        self.b = tf.Variable(np.float32([at - self.x[5] @ w[:, 0], 0.5]))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+    def __call__(self, x):
+        return tf.nn.relu(x @ self.w + self.b)
+
+    def kernels(self):
+        """In closed form, the right one and that with the sixth example on the other side of the kink."""
+        on = self.x @ self.w.numpy() + self.b.numpy() > 0
+        other = on.copy()
+        other[5, 0] ^= True
+        return [(self.x @ self.x.T + 1) * (side.astype(float) @ side.T) / 2 for side in (on, other)]
+
+
+def kinked(at=0.0):
+    model = Kinked(at)
+    return *model.kernels(), make_plan(model, NtkConfig(), ExportConfig())
+
+
+def test_activation_within_rounding_of_its_kink(answers):
+    """float32 may find it on the other side, which is no fault of the kernel."""
+    right, other, plan = kinked()
+    answers(ntk_symmetric=right)
+    assert check(plan, "nowhere").at_kinks == {}
+    answers(ntk_symmetric=other)
+    verification = check(plan, "nowhere")
+    assert verification.worst < 1e-6
+    jump = np.max(np.abs(other - right)) / np.max(np.abs(right))
+    assert jump > 0.1
+    assert verification.at_kinks == pytest.approx({f"{kind}/ntk_symmetric": jump for kind in KINDS}, rel=1e-5)
+
+
+def test_activation_that_is_not_near_enough_to_its_kink(answers):
+    _, other, plan = kinked(1e-3)
+    answers(ntk_symmetric=other)
+    with pytest.raises(ExportError, match="furthest at"):
+        check(plan, "nowhere")
+
+
+def test_other_entries_than_those_at_the_kink(answers):
+    _, other, plan = kinked()
+    other[2, 3] += 1e-2
+    answers(ntk_symmetric=other)
+    with pytest.raises(ExportError, match=r"furthest at \[2, 3\]"):
+        check(plan, "nowhere")
+
+
+def test_more_than_the_jump_of_a_kink(answers):
+    right, other, plan = kinked()
+    answers(ntk_symmetric=right + 1.5 * (other - right))
+    with pytest.raises(ExportError, match=r"furthest at \[\d, \d\]"):
+        check(plan, "nowhere")
+
+
+def test_ill_conditioned_is_no_kink(answers):
+    """float32 of a function as steep as this is wrong everywhere, and float64 changes smoothly with its input."""
+
+    class Steep(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable([1.0, 0.5, -0.25, 2.0])
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 4))])
+        def __call__(self, x):
+            return tf.sin(3e4 * tf.reduce_sum(self.w * x, -1, keepdims=True))
+
+    plan = make_plan(Steep(), NtkConfig(), ExportConfig(verify=VerifyConfig(rtol=0.1)))
+    (x,) = (a.astype(np.float64) for a in sample_inputs(plan.model.inputs, 8))
+    (w,) = plan.model.trainable.values()
+    slope = 3e4 * np.cos(3e4 * (x @ w.astype(np.float64)) + 3e-3)
+    answers(ntk_symmetric=(slope[:, None] * slope) * (x @ x.T))
+    with pytest.raises(ExportError, match="furthest at"):
+        check(plan, "nowhere", rtol=1e-3)
 
 
 # What it computed

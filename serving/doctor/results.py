@@ -55,6 +55,7 @@ def _check_signature(
         manifest["configuration"]["export"]["verify"]["rtol"],
         _ROUNDING.get(manifest["configuration"]["ntk"]["precision"], 0.0),
     )
+    rtol += manifest["verification"].get("at_kinks", {}).get(f"signature/{name}", 0.0)
     kind = good if difference <= rtol else bad
     words = f"within {difference:.1e} of float64 on {n} recorded examples"
     if result.shape != tuple(values["shape"]):
