@@ -114,8 +114,7 @@ def verify(
         right = _repeated(name, expected[name], int(count[0])) if count else expected[name]
         error = _error(value, right)
         if config.rtol < error < math.inf and name != "forward":
-            if name not in jumps:
-                jumps[name] = _jumps(model, ntk, sides, params, name, coupled, vjps, expected[name])
+            jumps = jumps or _jumps(model, ntk, sides, params, coupled, vjps, expected)
             jump = _repeated(name, jumps[name], int(count[0])) if count else jumps[name]
             value, difference = _without_kinks(value, right, jump, config.rtol)
             error = _error(value, right)
@@ -207,12 +206,11 @@ def _jumps(
     ntk: NtkConfig,
     sides: Mapping[str, tuple[np.ndarray, ...]],
     params: Mapping[str, np.ndarray],
-    name: str,
     coupled: bool,
     vjps: Vjps,
-    kernel: np.ndarray,
-) -> np.ndarray:
-    """By how much each entry of a signature's float64 kernel jumps within a few roundings of parameters and inputs.
+    expected: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """By how much each entry of the signatures' float64 kernels jumps within a few roundings of parameters and inputs.
 
     The largest |K(θ + δ) + K(θ - δ) - 2 K(θ)| of some random δ: what is smooth cancels however ill-conditioned it is,
     and what is left is the change of the derivative of an activation, where one of the sides is beyond its kink.
@@ -221,8 +219,9 @@ def _jumps(
     rounding = float(np.finfo(np.float64 if model.output.dtype == "float64" else np.float32).eps)
     arrays = (model.trainable, params, sides["x"])
     of_any_dtype = in_float64(model.apply_fn, model.trainable, model.frozen, sides["x"])
+    kernels = {name: value for name, value in expected.items() if name != "forward"}
 
-    def at(signs: Any, size: float) -> np.ndarray:
+    def at(signs: Any, size: float) -> dict[str, np.ndarray]:
         def moved(value: np.ndarray, sign: np.ndarray) -> np.ndarray:
             floating = jax.numpy.issubdtype(value.dtype, np.floating)
             return value.astype(np.float64) * (1 + size * sign) if floating else value
@@ -231,13 +230,15 @@ def _jumps(
         there = dataclasses.replace(model, apply_fn=of_any_dtype, trainable=trainable)
         few = {"x": x, "x1": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
         with jax.experimental.enable_x64():
-            return _reference(there, ntk, few, others, (name,), coupled, vjps)[name]
+            return _reference(there, ntk, few, others, list(kernels), coupled, vjps)
 
-    largest = np.zeros_like(kernel)
+    largest = {name: np.zeros_like(kernel) for name, kernel in kernels.items()}
     for roundings in _ROUNDINGS:
         signs = jax.tree.map(lambda value: rng.uniform(-1, 1, value.shape), arrays)
         size = roundings * rounding
-        largest = np.maximum(largest, np.abs(at(signs, size) + at(signs, -size) - 2 * kernel))
+        ahead, behind = at(signs, size), at(signs, -size)
+        for name, kernel in kernels.items():
+            largest[name] = np.maximum(largest[name], np.abs(ahead[name] + behind[name] - 2 * kernel))
     return largest
 
 
