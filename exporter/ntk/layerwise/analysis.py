@@ -66,6 +66,7 @@ class Site:
       dtype: of the zeros added.
       perturbed: shape of the zeros added: the output's, or for the generic rule the parameter's.
       differentiated: whether the equation's data depends on parameters, so that derivatives pass through to it.
+      scaled: whether nothing is done with the equation's output but to multiply it.
       steps: lengths of the scans that it is in, outermost first.
     """
 
@@ -78,6 +79,7 @@ class Site:
     dtype: Any
     perturbed: tuple[int, ...]
     differentiated: bool
+    scaled: bool = False
     steps: tuple[int, ...] = ()
 
 
@@ -105,7 +107,8 @@ class Trace:
         walk = _Walk(self._lowering, None)
         specs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in closed.jaxpr.invars]
         jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
-        self.sites = tuple(walk.sites)
+        scaled = uses.only_scaled(closed.jaxpr)
+        self.sites = tuple(dataclasses.replace(s, scaled=s.eqn.outvars[0] in scaled) for s in walk.sites)
         self.kept = uses.kept_derivatives(closed.jaxpr, walk.derived)
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -124,7 +127,7 @@ class Trace:
         return walk.run(self.jaxpr, self._consts, list(zip(args, self._tags, strict=True)), ())
 
 
-LARGE = 1 << 14  # numbers in a convolution's output whose derivative is worth being kept
+LARGE = 1 << 12  # numbers in a convolution's output whose derivative is worth being kept
 
 
 class _Walk:

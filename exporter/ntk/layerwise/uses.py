@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -76,21 +77,36 @@ def _all(jaxpr: Jaxpr, found: dict[Var, bool]) -> None:
             _all(called(eqn)[0], found)
 
 
+def only_scaled(jaxpr: Jaxpr) -> set[Var]:
+    """Variables of a jaxpr, and of those inside it, with one use, a multiplication: their derivatives are products."""
+    found = set()
+    uses = _uses(jaxpr)
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in (*CALLS, "scan"):
+            found |= only_scaled(called(eqn)[0])
+        elif eqn.primitive.name == "mul":
+            found.update(v for v in eqn.invars if not isinstance(v, Literal) and uses[v] == 1)
+    return found
+
+
+def _uses(jaxpr: Jaxpr) -> Counter[Var]:
+    """How often each variable of a jaxpr is used in it, its outputs included."""
+    variables = [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]
+    return Counter(v for v in variables if not isinstance(v, Literal))
+
+
 def added_to_products(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, JaxprEqn]]:
     """Additions to what products give, with these, in a jaxpr and those inside it.
 
     Between the two may be other additions, and reshapes, and nothing else may use the product or what is between: so
     the derivative of the product's output is that of the sum.
     """
-    uses: dict[Var, int] = {}
+    uses = _uses(jaxpr)
     makers: dict[Var, JaxprEqn] = {}
     for eqn in jaxpr.eqns:
         makers.update((v, eqn) for v in eqn.outvars)
         if eqn.primitive.name in (*CALLS, "scan"):
             yield from added_to_products(called(eqn)[0])
-    for v in [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]:
-        if not isinstance(v, Literal):
-            uses[v] = uses.get(v, 0) + 1
 
     def products(v: Any, size: int) -> Iterator[JaxprEqn]:
         if isinstance(v, Literal) or v not in makers or uses[v] > 1 or aval(v).size != size:
