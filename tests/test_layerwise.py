@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from exporter.ntk.layerwise import contract
+from exporter.ntk.layerwise import contract, lowering
+from exporter.ntk.layerwise import features as features_module
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
@@ -346,6 +347,38 @@ def test_few_outputs_at_a_time(axes):
     kernel = jax.jit(layerwise_kernel_fn(reshaped, memory=memory, **names))
     want = reference_ntk(reshaped, params, frozen, x1, x2, **names)
     assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
+
+
+@pytest.mark.parametrize("axes", [([1], []), ([], [1])])
+def test_as_many_outputs_at_a_time_as_caches_like(axes, monkeypatch):
+    """On CPUs: all where little is derived, else few, and no more parts than that needs; all on others."""
+    outputs = 8
+
+    def fn(p, s, x):
+        return jnp.tanh(jnp.tanh(x[0] @ p["a"]) @ p["b"]).mean(1) @ p["c"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 64), "b": (64, 64), "c": (64, outputs)}
+    params = {k: rng.normal(size=shape).astype(np.float32) / 8 for k, shape in shapes.items()}
+    x1, x2 = ((rng.normal(size=(n, 32, 3)).astype(np.float32),) for n in (4, 3))
+    names = dict(zip(("trace_axes", "diagonal_axes"), axes, strict=True))
+
+    def features(how):
+        return ExampleFeatures(fn, params, {}, x1, counts=(4, 3), how=how, **names)
+
+    assert features(lowering.DEFAULT).outputs_in_cache(4) == outputs
+    assert features(lowering.CPU).outputs_in_cache(4) == outputs
+    assert features(lowering.CPU).outputs_in_cache(2000) < outputs
+    assert outputs % features(lowering.CPU).outputs_in_cache(2000) == 0
+
+    monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, cache=4 * 32 * 64 * 4 * 2))
+    monkeypatch.setattr(features_module, "OPERATION", 0)
+    assert features(lowering.CPU).outputs_in_cache(4) == 2
+    kernel = jax.jit(layerwise_kernel_fn(fn, **names))
+    text = kernel.trace(params, {}, x1, x2).lower(lowering_platforms=("cpu",)).as_text()
+    assert text.count("stablehlo.tanh") == 4  # those of the forward passes of both sides, not of each part
+    want = reference_ntk(fn, params, {}, x1, x2, **names)
+    assert _relative_error(kernel(params, {}, x1, x2), want) < 1e-6
 
 
 def test_convolutions_have_channels_last_on_cpus():

@@ -9,7 +9,7 @@ from jax import lax
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
-from exporter.ntk.layerwise.uses import kept_derivatives
+from exporter.ntk.layerwise.uses import CALLS, called, kept_derivatives, only_scaled
 from exporter.ntk.reference import reference_ntk
 
 A, B = (jax.ShapeDtypeStruct((3, 3), jnp.float32) for _ in range(2))
@@ -59,6 +59,31 @@ def test_calls_are_looked_through_each_time():
 
     assert inside(lambda a, b: called(a) @ called(b))
     assert not inside(lambda a, b: called(a) @ jnp.sin(called(b)))
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (lambda a, b: jnp.exp(a) * b, {"exp"}),
+        (lambda a, b: jnp.exp(a) * jnp.cos(b), {"exp", "cos"}),
+        (lambda a, b: 2.0 * jnp.exp(a) + b, {"exp"}),
+        (lambda a, b: (lambda y: y * b + y)(jnp.exp(a)), set()),
+        (lambda a, b: (lambda y: (y * b, y))(jnp.exp(a)), set()),
+        (lambda a, b: jax.jit(lambda a: jnp.exp(a) * b)(jnp.cos(a)), {"exp"}),
+        (lambda a, b: jnp.exp(a) @ b, set()),
+    ],
+)
+def test_only_scaled(fn, expected):
+    def names(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in CALLS:
+                yield from names(called(eqn)[0])
+            elif eqn.outvars[0] in scaled:
+                yield eqn.primitive.name
+
+    jaxpr = jax.make_jaxpr(fn)(A, B).jaxpr
+    scaled = only_scaled(jaxpr)
+    assert set(names(jaxpr)) == expected
 
 
 def _conv(p, x):

@@ -13,6 +13,7 @@ from jax import lax
 from exporter.ntk.layerwise import contract, lowering
 from exporter.ntk.layerwise.costs import SiteCost, site_costs
 from exporter.ntk.layerwise.features import ApplyFn, ExampleFeatures, Features
+from exporter.ntk.layerwise.hoisting import independent_first
 from exporter.ntk.layerwise.lowering import Lowering
 
 Array = Any
@@ -117,7 +118,7 @@ def layerwise_kernel_fn(
 
     Lowered for several platforms, each gets the convolutions that it is fast at. With x2 None it is the kernel of x1
     with itself, whose features are computed once. If the derivatives of all outputs would take more than `memory`
-    bytes, they are made for some outputs at a time, with a forward pass for each such part.
+    bytes, or on CPUs much more than fits caches, they are made for some outputs at a time.
     """
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
@@ -180,7 +181,9 @@ def _kernel(
     if counts is None:
         total = of_outputs(*bases)
     else:
-        total = _in_chunks(of_outputs, bases, left.outputs_at_once(sum(counts), memory))
+        at_a_time = sum(counts) if together else max(counts)
+        outputs = min(left.outputs_at_once(sum(counts), memory), left.outputs_in_cache(at_a_time))
+        total = _in_chunks(of_outputs, bases, outputs)
     return left.axes.arrange(total, right.axes)
 
 
@@ -192,6 +195,8 @@ def _better_together(features: ExampleFeatures) -> bool:
 def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_once: int) -> Array:
     """fn of two bases (D, C, K, *S): (n1, n2, D, K, K), with not many more than so many outputs at once.
 
+    What does not depend on the outputs, as the forward pass, is computed once.
+
     Diagonal outputs are done some at a time, or else traced ones summed some at a time. Kept ones need each other.
     """
     d, c, k = bases[0].shape[:3]
@@ -201,6 +206,7 @@ def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_
     chunks_needed = -(-bases[0].shape[axis] // max(1, outputs_at_once // others))
     size = -(-bases[0].shape[axis] // chunks_needed)
     chunks = [_chunks(basis, axis, size) for basis in bases]
+    fn = independent_first(fn, *(jax.ShapeDtypeStruct(b.shape[1:], b.dtype) for b in chunks))
     if axis == 1:
         specs = jax.eval_shape(fn, *(b[0] for b in chunks))
         total, _ = lax.scan(

@@ -1,0 +1,80 @@
+"""What does not depend on a function's arguments, computed once instead of in each iteration of a loop over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from exporter.ntk.equations import bind
+from exporter.ntk.layerwise import uses
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Later:
+    """A value that is made in each iteration, an argument or by an equation."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Repeated:
+    """A value that does not depend on the arguments, but is as cheap to make as to keep, and smaller before."""
+
+    eqn: JaxprEqn
+    inputs: list[Any]
+    now: Any
+
+
+def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) -> Callable[..., Array]:
+    """A function of the same arrays, those of `specs`, with all of `fn` that does not depend on them computed here.
+
+    XLA moves less out of its loops: nothing that contains a loop, or that is larger than what it is made of.
+    """
+    closed = jax.make_jaxpr(fn)(*specs)
+    steps: list[tuple[JaxprEqn, list[Any], list[_Later]]] = []
+
+    def later(eqn: JaxprEqn, inputs: Sequence[Any]) -> list[_Later]:
+        made = [later(v.eqn, v.inputs)[0] if isinstance(v, _Repeated) else v for v in inputs]
+        outputs = [_Later() for _ in eqn.outvars]
+        steps.append((eqn, made, outputs))
+        return outputs
+
+    def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(v: Any) -> Any:
+            return v.val if isinstance(v, Literal) else env[v]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(v) for v in eqn.invars]
+            if eqn.primitive.name in uses.CALLS:
+                outputs = run(*uses.called(eqn), inputs)
+            elif any(isinstance(v, _Later) for v in inputs):
+                outputs = later(eqn, inputs)
+            else:
+                inputs = [v.now if isinstance(v, _Repeated) else v for v in inputs]
+                outputs = bind(eqn, inputs)
+                if eqn.primitive.name == "broadcast_in_dim":
+                    outputs = [_Repeated(eqn, inputs, value) for value in outputs]
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    arguments = [_Later() for _ in closed.jaxpr.invars]
+    (result,) = run(closed.jaxpr, closed.consts, arguments)
+
+    def rest(*args: Array) -> Array:
+        values = dict(zip(arguments, args, strict=True))
+
+        def read(v: Any) -> Any:
+            return values[v] if isinstance(v, _Later) else v
+
+        for eqn, inputs, outputs in steps:
+            values.update(zip(outputs, bind(eqn, [read(v) for v in inputs]), strict=True))
+        return read(result)
+
+    return rest
