@@ -81,6 +81,19 @@ def _conv_negative_padding(p, s, x):
     return jnp.tanh(y).reshape(len(x), -1) @ p["c"]
 
 
+def _max_pooling(p, s, x):
+    """Windows that overlap, and leave some of the data out; equal maxima; and windows of too many taps."""
+
+    def largest(y, window, strides, padding):
+        return lax.reduce_window(y, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), padding)
+
+    y = lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", **CONV)
+    y = (y + lax.stop_gradient(jnp.round(y) - y)) * p["s"]
+    y = largest(y, (3, 2), (2, 1), "SAME") + p["b"]
+    y = largest(y, (2, 2), (2, 3), ((0, 0), (1, 0), (0, 1), (0, 0))) * p["t"]
+    return largest(y, (2, 13), (1, 1), "SAME").reshape(len(x), -1) @ p["c"]
+
+
 def _convs_of_many_positions(p, s, x):
     y = lax.conv_general_dilated(
         x, p["a"], (1, 2), ((2, 1), (0, 3)), rhs_dilation=(2, 1), dimension_numbers=("NCHW", "OIHW", "NHWC")
@@ -199,6 +212,12 @@ CASES = {
     ),
     "conv negative padding": Case(
         _conv_negative_padding, {"k": (2, 2, 2, 3), "c": (7 * 3 * 3, 6)}, (4, 4, 2), ("convolution", "dense")
+    ),
+    "max pooling": Case(
+        _max_pooling,
+        {"k": (3, 3, 2, 3), "s": (3,), "b": (3,), "t": (3,), "c": (3 * 4 * 3, 6)},
+        (9, 12, 2),
+        ("convolution", "scale", "bias", "scale", "dense"),
     ),
     "convs of many positions": Case(
         _convs_of_many_positions,

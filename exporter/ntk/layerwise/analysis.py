@@ -171,7 +171,10 @@ class _Walk:
             scanned = self._scan(eqn, inputs, place) if eqn.primitive.name == "scan" else None
             return self._sites(eqn, inputs) if scanned is None else scanned
         tag = _sort(inputs) if has_data else Sort.CONSTANT
-        values = self._bind(eqn, [value for value, _ in inputs], tag)
+        values = [value for value, _ in inputs]
+        if self._true is not None and eqn.primitive.name == "reduce_window_max":
+            values = [self._materialized(values[0])]  # whose derivative is a sum over taps, for each use of it
+        values = self._bind(eqn, values, tag)
         if self._true is not None and eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
             values = [
                 value if v in self._kept else self._materialized(value)

@@ -77,18 +77,28 @@ class Window:
             self, inputs=self.outputs, strides=self.stretches, stretches=self.strides, padding=tuple(padding)
         )
 
-    def pad(self, a: Array, first: int) -> Array:
-        """The data padded and stretched along its spatial axes, the first of which is `first`."""
+    def pad(self, a: Array, first: int, value: float = 0.0) -> Array:
+        """The data padded with `value` and stretched along its spatial axes, the first of which is `first`."""
         config = [(0, 0, 0)] * a.ndim
         config[first : first + len(self.inputs)] = [
             (lo, hi, e - 1) for (lo, hi), e in zip(self.padding, self.stretches, strict=True)
         ]
-        return lax.pad(a, jnp.zeros((), a.dtype), config)
+        return lax.pad(a, jnp.array(value, a.dtype), config)
 
     def under_tap(self, padded: Array, axis: int, first: int, tap: int) -> Array:
         """The positions of padded data that tap number `tap` of a spatial axis meets; `first` as in `pad`."""
         start, stride = tap * self.dilations[axis], self.strides[axis]
         return lax.slice_in_dim(padded, start, start + (self.outputs[axis] - 1) * stride + 1, stride, first + axis)
+
+    def onto_tap(self, tap: Sequence[int]) -> list[tuple[int, int, int]]:
+        """What `lax.pad` does to put outputs where the data under this tap is, which is not stretched."""
+        config = []
+        for k, n, d, s, (lo, _), o in zip(
+            tap, self.inputs, self.dilations, self.strides, self.padding, self.outputs, strict=True
+        ):
+            before = k * d - lo
+            config.append((before, n - before - (o - 1) * s - 1, s - 1))
+        return config
 
 
 def patches(eqn: JaxprEqn, a: Array) -> Array:
@@ -122,14 +132,14 @@ def _is_slow_on_cpu(eqn: JaxprEqn) -> bool:
 
 
 def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
-    """The outputs of an equation; of a convolution, in a form that XLA is fast at on CPUs.
+    """The outputs of a `conv_general_dilated` equation, in a form that XLA is fast at on CPUs.
 
     That is its own convolution with channels last, derivative included: XLA reorders the axes of others only outside
     loops, and within them takes scalar loops. Where that is slow too it is a sum over the kernel's taps, which XLA
     fuses, and whose derivative is such a sum, not the sum of padded pieces that differentiating it would give. The
     kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites.
     """
-    if eqn.primitive.name != "conv_general_dilated" or eqn.params["batch_group_count"] > 1:
+    if eqn.params["batch_group_count"] > 1:
         return bind(eqn, values)
     dn = eqn.params["dimension_numbers"]
     if len(dn.lhs_spec) == 2:  # no spatial axes: a product of matrices

@@ -58,7 +58,7 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
                 outputs = later(eqn, inputs)
             else:
                 inputs = [v.now if isinstance(v, _Repeated) else v for v in inputs]
-                outputs = bind(eqn, inputs)
+                outputs = list(bind(eqn, inputs))
                 if eqn.primitive.name == "broadcast_in_dim":
                     outputs = [_Repeated(eqn, inputs, value) for value in outputs]
             env.update(zip(eqn.outvars, outputs, strict=True))

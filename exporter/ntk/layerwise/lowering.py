@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from exporter.ntk.equations import bind
-from exporter.ntk.layerwise import convolution
+from exporter.ntk.layerwise import convolution, pooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,15 @@ class Lowering:
     cache: int | None = None
 
 
+def _bind_on_cpu(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    return _ON_CPU.get(eqn.primitive.name, bind)(eqn, values)
+
+
+_ON_CPU = {"conv_general_dilated": convolution.bind_on_cpu, "reduce_window_max": pooling.bind_on_cpu}
 DEFAULT = Lowering(bind, materializes=False)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
-CPU = Lowering(convolution.bind_on_cpu, materializes=True, cache=4 << 20)
+CPU = Lowering(_bind_on_cpu, materializes=True, cache=4 << 20)
 
 
 @jax.custom_vjp
