@@ -368,6 +368,20 @@ def test_few_outputs_at_a_time(axes):
     assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv", "batched weights", "tied", "attention", "embedding", "recurrent"])
+def test_symbolic_numbers_of_examples(name):
+    """One program for all: what is decided by numbers of examples is decided for some."""
+    fn, params, frozen, x1, x2 = _make(CASES[name])
+    kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=()))
+    sides = [
+        tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in x)
+        for n, x in zip(jax.export.symbolic_shape("n1, n2"), (x1, x2), strict=True)
+    ]
+    exported = jax.export.export(kernel, platforms=["cpu", "cuda"])(params, frozen, *sides)
+    want = reference_ntk(fn, params, frozen, x1, x2, trace_axes=(1,))
+    assert _relative_error(exported.call(params, frozen, x1, x2), want) < 1e-6
+
+
 @pytest.mark.parametrize("axes", [([1], []), ([], [1])])
 def test_as_many_outputs_at_a_time_as_caches_like(axes, monkeypatch):
     """On CPUs: all where little is derived, else few, and no more parts than that needs; all on others."""

@@ -148,7 +148,7 @@ def _products(x: Array, y: Array) -> Array:
     b, *left, m = x.shape
     right = y.shape[1:-1]
     x, y = x.reshape(b, -1, m), y.reshape(b, -1, m)
-    if m > LONG and min(x.shape[1], y.shape[1]) < FEW:
+    if m > LONG and any(isinstance(rows, int) and rows < FEW for rows in (x.shape[1], y.shape[1])):
         products = _sum_of_parts(x, y)
     elif b == 1:
         products = lax.dot_general(x[0], y[0], (((1,), (1,)), ((), ())))

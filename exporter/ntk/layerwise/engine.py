@@ -21,6 +21,7 @@ Array = Any
 # Of models with more sites XLA's compilation takes as long as a hundred of their kernels: both sides' features by one
 # program compile in 60 to 75 % of the time, and run up to 10 % slower.
 MANY_SITES = 64
+ASSUMED = 16  # examples of a side whose number is symbolic
 
 
 class LayerwiseParts:
@@ -118,13 +119,14 @@ def layerwise_kernel_fn(
 
     Lowered for several platforms, each gets the convolutions that it is fast at. With x2 None it is the kernel of x1
     with itself, whose features are computed once. If the derivatives of all outputs would take more than `memory`
-    bytes, or on CPUs much more than fits caches, they are made for some outputs at a time.
+    bytes, or on CPUs much more than fits caches, they are made for some outputs at a time. Numbers of examples may be
+    symbolic; what depends on them is then decided for ASSUMED ones.
     """
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
         if coupled:  # the whole batch is the one example, and its batch axis an axis of the output like others
             x1, x2 = tuple(a[None] for a in x1), None if x2 is None else tuple(a[None] for a in x2)
-        counts = None if coupled else (x1[0].shape[0], (x1 if x2 is None else x2)[0].shape[0])
+        counts = None if coupled else (_count(x1), _count(x1 if x2 is None else x2))
 
         def features(x: tuple[Array, ...], how: Lowering) -> ExampleFeatures:
             return ExampleFeatures(
@@ -149,6 +151,12 @@ def layerwise_kernel_fn(
         return total[0, 0] if coupled else total
 
     return kernel
+
+
+def _count(x: tuple[Array, ...]) -> int:
+    """How many examples to decide for: as many as there are, or if that is symbolic some."""
+    n = x[0].shape[0]
+    return n if isinstance(n, int) else ASSUMED
 
 
 def _kernel(
@@ -200,10 +208,10 @@ def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_
     Diagonal outputs are done some at a time, or else traced ones summed some at a time. Kept ones need each other.
     """
     d, c, k = bases[0].shape[:3]
-    if d * c * k <= outputs_at_once:
-        return fn(*bases)
     axis, others = (0, c * k) if d > 1 else (1, k)
     chunks_needed = -(-bases[0].shape[axis] // max(1, outputs_at_once // others))
+    if chunks_needed == 1:
+        return fn(*bases)
     size = -(-bases[0].shape[axis] // chunks_needed)
     chunks = [_chunks(basis, axis, size) for basis in bases]
     fn = independent_first(fn, *(jax.ShapeDtypeStruct(b.shape[1:], b.dtype) for b in chunks))

@@ -56,9 +56,7 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
 
     def backward(where: Array, d: Array) -> tuple[Array]:
         zero = jnp.zeros((), d.dtype)
-        parts = (
-            lax.pad(jnp.where(where == k, d, zero), zero, window.onto_tap(tap)) for k, tap in enumerate(taps)
-        )
+        parts = (lax.pad(jnp.where(where == k, d, zero), zero, window.onto_tap(tap)) for k, tap in enumerate(taps))
         return (sum(parts, zero),)
 
     maximum.defvjp(forward, backward)
