@@ -29,6 +29,7 @@ FUNCTIONS = {
         {"broadcast_in_dim", "dot_general"},
     ),
     "of what is repeated": (lambda x: jnp.sin(jnp.broadcast_to(X, (4, 3))) @ x, {"dot_general"}),
+    "nothing but repeated": (lambda x: jnp.broadcast_to(X, (4, 3)), set()),
     "an argument as it is": (lambda x: x, set()),
 }
 

@@ -174,15 +174,15 @@ class _Walk:
         values = [value for value, _ in inputs]
         if self._true is not None and eqn.primitive.name == "reduce_window_max":
             values = [self._materialized(values[0])]  # whose derivative is a sum over taps, for each use of it
-        values = self._bind(eqn, values, tag)
+        outputs = self._bind(eqn, values, tag)
         if self._true is not None and eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
-            values = [
+            outputs = [
                 value if v in self._kept else self._materialized(value)
-                for v, value in zip(eqn.outvars, values, strict=True)
+                for v, value in zip(eqn.outvars, outputs, strict=True)
             ]
         if not params:
-            return [(value, tag) for value in values]
-        return [(value, _param(eqn, inputs, (*place, k))) for k, value in enumerate(values)]
+            return [(value, tag) for value in outputs]
+        return [(value, _param(eqn, inputs, (*place, k))) for k, value in enumerate(outputs)]
 
     def _bind(self, eqn: JaxprEqn, values: Sequence[Any], tag: Tag) -> Sequence[Any]:
         if self._params_only and tag in _DATA:

@@ -139,7 +139,8 @@ class ExampleFeatures:
             return -(-count // outputs) * (again + np.maximum(outputs * derivatives - self._cache, 0).sum())
 
         count = self.axes.count
-        sizes = sorted({-(-count // parts) for parts in range(1, count + 1)}, reverse=True)
+        root = range(1, math.isqrt(count) + 1)
+        sizes = sorted({*root, *(-(-count // parts) for parts in root)}, reverse=True)
         return min((size for size in sizes if -count % size <= count * MOST_PADDING), key=moved)
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], basis: Array) -> Features:

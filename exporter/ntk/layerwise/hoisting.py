@@ -15,7 +15,6 @@ from exporter.ntk.layerwise import uses
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Later:
     """A value that is made in each iteration, an argument or by an equation."""
 
@@ -27,6 +26,10 @@ class _Repeated:
     eqn: JaxprEqn
     inputs: list[Any]
     now: Any
+
+
+def _now(v: Any) -> Any:
+    return v.now if isinstance(v, _Repeated) else v
 
 
 def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) -> Callable[..., Array]:
@@ -57,7 +60,7 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
             elif any(isinstance(v, _Later) for v in inputs):
                 outputs = later(eqn, inputs)
             else:
-                inputs = [v.now if isinstance(v, _Repeated) else v for v in inputs]
+                inputs = [_now(v) for v in inputs]
                 outputs = list(bind(eqn, inputs))
                 if eqn.primitive.name == "broadcast_in_dim":
                     outputs = [_Repeated(eqn, inputs, value) for value in outputs]
@@ -71,7 +74,7 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
         values = dict(zip(arguments, args, strict=True))
 
         def read(v: Any) -> Any:
-            return values[v] if isinstance(v, _Later) else v
+            return values[v] if isinstance(v, _Later) else _now(v)
 
         for eqn, inputs, outputs in steps:
             values.update(zip(outputs, bind(eqn, [read(v) for v in inputs]), strict=True))
