@@ -98,7 +98,7 @@ def test_few_outputs_at_a_time(axes):
     assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "batched weights", "tied", "attention", "embedding", "recurrent"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "batched weights", "tied", "attention", "recurrent"])
 def test_symbolic_numbers_of_examples(name):
     """One program for all: what is decided by numbers of examples is decided for some."""
     fn, params, frozen, x1, x2 = make(CASES[name])
