@@ -116,7 +116,13 @@ BIASES = {
         (3,),
         ["b"],
     ),
-    "before a function": (lambda p, x: jnp.sin(x @ p["w"] + p["b"]), {"w": (3, 4), "b": (4,)}, (3,), []),
+    "before a function": (lambda p, x: jnp.sin(x @ p["w"] + p["b"]), {"w": (3, 4), "b": (4,)}, (5, 3), []),
+    "before a function, one position": (
+        lambda p, x: jnp.sin(x @ p["w"] + p["b"]),
+        {"w": (3, 4), "b": (4,)},
+        (3,),
+        ["b"],
+    ),
     "residual": (_residual, {"w": (3, 3), "b": (3,), "g": (3,)}, (3,), ["b"]),
     "reshaped": (
         lambda p, x: (x @ p["w"]).reshape(-1, 5, 3, 2) + p["b"],

@@ -17,19 +17,26 @@ from exporter.ntk.layerwise.analysis import Site, Trace
 def of_products(trace: Trace) -> dict[int, int]:
     """By site of a product: the site of the bias that is added to it, one entry for each column of its factors.
 
-    Only where their derivative is in memory. Where it is not, XLA computes it where it is summed up for the bias, and
-    would compute it in each further use of the product's site if that were gone.
+    Only where their derivative is in memory, or is not summed up, for there is one position. Elsewhere XLA computes it
+    where it is summed up for the bias, and would compute it in each further use of the product's site were that gone.
     """
     found: dict[int, int] = {}
     for addition, product in uses.added_to_products(trace.jaxpr):
-        if addition.outvars[0] not in trace.kept:
-            continue
         biases = [k for k, site in enumerate(trace.sites) if site.eqn is addition and site.rule is rules.BIAS]
         products = [k for k, site in enumerate(trace.sites) if site.eqn is product and site.rule.columns is not None]
         if len(biases) == len(products):  # as often as the jaxpr that they are in is called
-            pairs = zip(products, biases, strict=True)
-            found.update((j, k) for j, k in pairs if _along_columns(trace.sites[k], trace.sites[j]))
+            kept = addition.outvars[0] in trace.kept
+            for j, k in zip(products, biases, strict=True):
+                site = trace.sites[j]
+                if (kept or _has_one_position(site)) and _along_columns(trace.sites[k], site):
+                    found[j] = k
     return found
+
+
+def _has_one_position(product: Site) -> bool:
+    assert product.rule.columns is not None
+    columns = product.rule.columns(product)
+    return not product.steps and all(size == 1 for k, size in enumerate(product.perturbed) if k not in columns)
 
 
 def _along_columns(bias: Site, product: Site) -> bool:
