@@ -127,13 +127,8 @@ class ExampleFeatures:
             return self.axes.count
         itemsize = examples * np.dtype(self.dtype).itemsize
         derivatives = itemsize * np.array([math.prod(site.perturbed) for site in self.sites])
-        again = OPERATION * len(self.sites) + itemsize * sum(
-            shape.batch * shape.positions * shape.data
-            for component in self.components
-            if component.form == "joined"
-            for shape in [component.shape]
-            if shape is not None
-        )
+        joined = [c.shape for c in self.components if c.form == "joined" and c.shape is not None]
+        again = OPERATION * len(self.sites) + itemsize * sum(s.batch * s.positions * s.data for s in joined)
 
         def moved(outputs: int) -> float:
             return -(-count // outputs) * (again + np.maximum(outputs * derivatives - self._cache, 0).sum())
