@@ -3,6 +3,7 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import keras
 import models
 import numpy as np
@@ -149,6 +150,18 @@ def test_convolutions_stay_single_equations():
     equations = jax.make_jaxpr(functional.apply_fn)(dict(functional.trainable), {}, inputs).eqns
     convolutions = [e for e in equations if e.primitive.name == "conv_general_dilated"]
     assert [e.params["feature_group_count"] for e in convolutions] == [2]
+
+
+def test_jax_and_tf2jax_are_left_as_they_were():
+    import tf2jax
+    from tf2jax._src import config, ops
+
+    table, settings = dict(ops._jax_ops), config.copy_config()
+    functionalize(models.by_id("conv3d").build())
+    assert table == ops._jax_ops
+    assert settings == config.copy_config()
+    assert tf2jax.get_config("convert_custom_gradient")
+    assert jnp.zeros(()).dtype == jnp.float32
 
 
 # ---------------------------------------------------------------------------------------------- inputs and outputs

@@ -1,6 +1,5 @@
 """Models that cannot be made functions, and what is said of them."""
 
-import jax.numpy as jnp
 import keras
 import models
 import numpy as np
@@ -162,18 +161,6 @@ def test_loop_whose_length_depends_on_data():
     _raises(
         "no reverse-mode derivative: .*until_large.*/while", _sequential(L.Dense(2), L.Lambda(grow, name="until_large"))
     )
-
-
-def test_jax_and_tf2jax_are_left_as_they_were():
-    import tf2jax
-    from tf2jax._src import config, ops
-
-    table, settings = dict(ops._jax_ops), config.copy_config()
-    functionalize(models.by_id("conv3d").build())
-    assert table == ops._jax_ops
-    assert settings == config.copy_config()
-    assert tf2jax.get_config("convert_custom_gradient")
-    assert jnp.zeros(()).dtype == jnp.float32
 
 
 def _hashed(x):
