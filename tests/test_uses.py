@@ -1,4 +1,4 @@
-"""Which derivatives are in memory, and which biases are added to products."""
+"""Which derivatives are in memory, which slices are a whole, and which biases are added to products."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import lax
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
-from exporter.ntk.layerwise.uses import CALLS, called, kept_derivatives, only_scaled
+from exporter.ntk.layerwise.uses import CALLS, called, kept_derivatives, only_scaled, tilings
 from exporter.ntk.reference import reference_ntk
 
 A, B = (jax.ShapeDtypeStruct((3, 3), jnp.float32) for _ in range(2))
@@ -105,6 +105,60 @@ def _residual(p, x):
 def _used_twice(p, x):
     y = x @ p["w"]
     return jnp.sin(y) + (y + p["b"])
+
+
+# By name: a function of (6, 8) numbers that slices them, and the sizes of the parts if together these are the whole.
+SLICES = {
+    "gates": (lambda z: jnp.tanh(z[:, :4]) * z[:, 4:], (4, 4)),
+    "in another order": (lambda z: (z[3:, :], z[1:3, :], z[:1, :]), (1, 2, 3)),
+    "and the whole": (lambda z: (z[:, :2], z.sum(), z[:, 2:]), (2, 6)),
+    "one part": (lambda z: z[:, :4], None),
+    "a gap": (lambda z: (z[:, :3], z[:, 4:]), None),
+    "not the end": (lambda z: (z[:, :3], z[:, 3:7]), None),
+    "overlapping": (lambda z: (z[:, :5], z[:, 3:]), None),
+    "a part twice": (lambda z: (z[:, :4], z[:, 4:], z[:, :4]), None),
+    "steps": (lambda z: (lax.slice(z, (0, 0), (6, 4), (1, 2)), z[:, 4:]), None),
+    "two axes": (lambda z: (z[:3, :4], z[3:, 4:]), None),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_that_are_a_whole(name):
+    fn, expected = SLICES[name]
+    jaxpr = jax.make_jaxpr(fn)(jnp.ones((6, 8))).jaxpr
+    found = tilings(jaxpr)
+    assert {tiling.sizes for tiling in found.values()} == ({expected} if expected else set())
+    slices = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "slice"}
+    assert set(found) == (set(slices) if expected else set())
+    for tiling in found.values():
+        starts = [slices[part].params["start_indices"][tiling.axis] for part in tiling.parts]
+        assert starts == sorted(starts)
+
+
+def test_derivatives_of_gates_are_concatenated():
+    """Not padded and added; with other uses of the gates' sum, and of parameters' slices, the kernel is right."""
+
+    def apply_fn(p, s, x):
+        u, v = p["u"][:, :4], p["u"][:, 4:]
+        z = x[0] @ p["w"]
+        a, b, c = z[:, 4:6], z[:, :4], z[:, 6:]
+        return (jnp.tanh(b) * jax.nn.sigmoid(b) + z[:, 1:5]) @ (u @ v.T) + jnp.sum(a * c * z.sum(-1, keepdims=True))
+
+    rng = np.random.default_rng(0)
+    params = {k: rng.normal(size=v).astype(np.float32) for k, v in {"w": (5, 8), "u": (4, 8)}.items()}
+    x = (rng.normal(size=(3, 5)).astype(np.float32),)
+    kernel = layerwise_kernel_fn(apply_fn, trace_axes=(-1,), diagonal_axes=())
+    want = reference_ntk(apply_fn, params, {}, x, x, trace_axes=(-1,), diagonal_axes=())
+    assert np.max(np.abs(kernel(params, {}, x, x) - want)) < 1e-6 * np.max(np.abs(want))
+
+    def gates(p, s, x):
+        z = x[0] @ p["w"]
+        return jnp.tanh(z[:, :4]) * z[:, 4:]
+
+    kernel = layerwise_kernel_fn(gates, trace_axes=(-1,), diagonal_axes=())
+    program = str(jax.make_jaxpr(kernel)(params, {}, x, x))
+    assert "= concatenate[" in program
+    assert "= pad[" not in program
 
 
 # By name: a function of parameters and data, shapes of both, the biases that become rows of products' parameters.

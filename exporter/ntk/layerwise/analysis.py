@@ -157,7 +157,15 @@ class _Walk:
 
         env.update(zip(jaxpr.constvars, ((c, Sort.CONSTANT) for c in consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
+        tilings = {} if self._params_only else uses.tilings(jaxpr)
         for i, eqn in enumerate(jaxpr.eqns):
+            tiling = next((tilings[v] for v in eqn.outvars if v in tilings), None)
+            if tiling is not None and env[tiling.whole][1] in _DATA:
+                if eqn.outvars[0] not in env:
+                    value, tag = env[tiling.whole]
+                    parts = lax.split(value, tiling.sizes, tiling.axis)
+                    env.update(zip(tiling.parts, ((part, tag) for part in parts), strict=True))
+                continue
             env.update(zip(eqn.outvars, self._equation(eqn, [read(v) for v in eqn.invars], (*place, i)), strict=True))
         self.derived.update(v for v, (_, tag) in env.items() if tag is Sort.DERIVED)
         return [read(v) for v in jaxpr.outvars]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -122,3 +123,46 @@ def added_to_products(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, JaxprEqn]]:
         if eqn.primitive.name == "add":
             for v in eqn.invars:
                 yield from ((eqn, product) for product in products(v, aval(eqn.outvars[0]).size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Slices of a variable that together are all of it, like the gates of an LSTM.
+
+    As one split, their derivatives are put together by a concatenation; those of slices are padded to the size of the
+    whole, each, and added up: half of an LSTM's time.
+    """
+
+    whole: Var
+    parts: tuple[Var, ...]
+    sizes: tuple[int, ...]
+    axis: int
+
+
+def tilings(jaxpr: Jaxpr) -> dict[Var, Tiling]:
+    """The tilings in a jaxpr, by each of their parts."""
+    by_whole: dict[Var, list[JaxprEqn]] = {}
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "slice" and not isinstance(eqn.invars[0], Literal):
+            by_whole.setdefault(eqn.invars[0], []).append(eqn)
+    found = {}
+    for whole, eqns in by_whole.items():
+        tiling = _tiling(whole, eqns) if len(eqns) > 1 else None
+        if tiling is not None:
+            found.update(dict.fromkeys(tiling.parts, tiling))
+    return found
+
+
+def _tiling(whole: Var, slices: list[JaxprEqn]) -> Tiling | None:
+    shape = aval(whole).shape
+    cut = {k for eqn in slices for k, size in enumerate(aval(eqn.outvars[0]).shape) if size != shape[k]}
+    if len(cut) != 1:
+        return None
+    (axis,) = cut
+    slices = sorted(slices, key=lambda eqn: eqn.params["start_indices"][axis])
+    starts, limits = ([eqn.params[name][axis] for eqn in slices] for name in ("start_indices", "limit_indices"))
+    sizes = [aval(eqn.outvars[0]).shape[axis] for eqn in slices]
+    dense = sizes == [limit - start for start, limit in zip(starts, limits, strict=True)]  # every entry of its range
+    if not dense or [*starts, shape[axis]] != [0, *limits]:
+        return None
+    return Tiling(whole, tuple(eqn.outvars[0] for eqn in slices), tuple(sizes), axis)
