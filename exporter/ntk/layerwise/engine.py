@@ -178,9 +178,7 @@ def _kernel(
     def of_outputs(basis1: Array, basis2: Array) -> Array:
         """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
         if together:
-            both = features1(trainable, frozen, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2), basis1)
-            n1 = x1[0].shape[0]
-            return contract.contract(jax.tree.map(lambda f: f[:n1], both), jax.tree.map(lambda f: f[n1:], both))
+            return contract.contract(*left.compute_together(trainable, frozen, (x1, x2), basis1))
         f1 = features1(trainable, frozen, x1, basis1)
         f2 = f1 if x2 is None else features2(trainable, frozen, x2, basis2)
         return contract.contract(f1, f2)
@@ -197,7 +195,7 @@ def _kernel(
 
 def _better_together(features: ExampleFeatures) -> bool:
     """Whether one batch of both sides' examples is better than a program for each: of deep models, and of scans."""
-    return len(features.sites) > MANY_SITES or any(site.steps for site in features.sites)
+    return len(features.sites) > MANY_SITES or features.scans
 
 
 def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_once: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -143,12 +144,40 @@ class ExampleFeatures:
 
         `basis` holds the cotangents (D, C, K, *S) of the outputs that they are of (see `OutputAxes`).
         """
+        differentiate, assemble = self._steps(trainable, frozen, basis)
+        return jax.vmap(lambda example: assemble(*differentiate(example)))(x)
+
+    def compute_together(
+        self, trainable: Any, frozen: Any, batches: Sequence[tuple[Array, ...]], basis: Array
+    ) -> list[Features]:
+        """The features of each of these batches of examples, by one evaluation of the model for all.
+
+        Scans leave their derivatives in memory, so that these are divided, and not the larger features made of them.
+        Other derivatives are best left to be fused with what they go into.
+        """
+        counts = [x[0].shape[0] for x in batches]
+        x = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+
+        def divide(values: Any) -> list[Any]:
+            ends = itertools.accumulate(counts)
+            return [
+                jax.tree.map(lambda a, n=n, end=end: a[end - n : end], values)
+                for n, end in zip(counts, ends, strict=True)
+            ]
+
+        if not self.scans:
+            return divide(self.compute(trainable, frozen, x, basis))
+        differentiate, assemble = self._steps(trainable, frozen, basis)
+        return [jax.vmap(assemble)(*part) for part in divide(jax.vmap(differentiate)(x))]
+
+    def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
+        """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
         pull_back = self._pull_back(variables)
         outputs = basis.shape[:3]
         basis = basis.reshape(-1, *self._shape)
 
-        def one(example: tuple[Array, ...]) -> Features:
+        def differentiate(example: tuple[Array, ...]) -> tuple[list[Any], list[Array]]:
             zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
 
             def perturbed(zeros: list[Array]) -> tuple[Array, list[Array]]:
@@ -156,7 +185,9 @@ class ExampleFeatures:
                 return output, saved
 
             _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
-            derivatives = jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
+            return saved, jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
+
+        def assemble(saved: list[Any], derivatives: list[Array]) -> Features:
             features: Features = {form: [] for form in contract.FORMS}
             pulled_back = iter(pull_back([self._jacobians(c, saved, derivatives) for c in self._pulled_back]))
             for component in self.components:
@@ -173,7 +204,12 @@ class ExampleFeatures:
             features["explicit"] = _merge_small(features["explicit"])
             return features
 
-        return jax.vmap(one)(x)
+        return differentiate, assemble
+
+    @property
+    def scans(self) -> bool:
+        """Whether there are sites in scans."""
+        return any(site.steps for site in self.sites)
 
     def _batch(self, example: Array) -> Array:
         return example if self._coupled else example[None]
