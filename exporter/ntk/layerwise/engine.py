@@ -178,6 +178,7 @@ def _kernel(
     def of_outputs(basis1: Array, basis2: Array) -> Array:
         """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
         if together:
+            assert x2 is not None
             return contract.contract(*left.compute_together(trainable, frozen, (x1, x2), basis1))
         f1 = features1(trainable, frozen, x1, basis1)
         f2 = f1 if x2 is None else features2(trainable, frozen, x2, basis2)
