@@ -59,8 +59,9 @@ class Window:
         )
 
     def phased(self, axis: int) -> bool:
-        """Whether the outputs along an axis can be computed phase by phase."""
-        return self.strides[axis] == self.dilations[axis] == 1 and self.outputs[axis] > 0
+        """Whether data is stretched along an axis, and the outputs can be computed phase by phase."""
+        plain = self.strides[axis] == self.dilations[axis] == 1
+        return self.stretches[axis] > 1 and plain and self.outputs[axis] > 0
 
     def phase(self, axis: int, k: int) -> tuple[int, Window]:
         """The window of outputs k, k + e, … of an axis stretched by e; and the first of the taps that it has."""
@@ -184,7 +185,7 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
 
 def _convolution(window: Window, groups: int, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
     """(batch, *inputs, channels) and (*kernel, channels of a group, features) to (batch, *outputs, features)."""
-    axis = next((k for k, size in enumerate(window.stretches) if size > 1 and window.phased(k)), None)
+    axis = next(filter(window.phased, range(len(window.inputs))), None)
     if axis is not None:
         return _interleaved(window, axis, lambda phase, w: _convolution(phase, groups, a, w, options), w)
     if groups > 1 or (math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1):
@@ -193,7 +194,7 @@ def _convolution(window: Window, groups: int, a: Array, w: Array, options: Mappi
 
 
 def _ungrouped(window: Window, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
-    """XLA's own of at most two spatial axes: that of three is up to 40 times slower than a sum of these."""
+    """XLA's own of at most two spatial axes: that of three is far slower than a sum of these."""
     rank = len(window.inputs)
     if any(k > n for k, n in zip(window.kernel, window.inputs, strict=True)):
         return _taps(window, 1, a, w)
@@ -231,7 +232,7 @@ def _interleaved(window: Window, axis: int, convolve: Callable[[Window, Array], 
         if phase.kernel[axis]
     }
     at = axis + 1
-    if len(outputs) == 1:
+    if len(outputs) == 1:  # as of one tap: nothing to be stacked
         ((k, y),) = outputs.items()
         config = [(0, 0, 0)] * y.ndim
         config[at] = (k, size - k - ((y.shape[at] - 1) * e + 1), e - 1)

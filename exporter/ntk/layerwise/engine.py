@@ -173,13 +173,12 @@ def _kernel(
     features1, features2 = jax.jit(left.compute), jax.jit(right.compute)  # traced once if both sides are alike
     if left is right:
         features2 = features1
-    together = counts is not None and x2 is not None and _better_together(left)
+    together = (x1, x2) if counts is not None and x2 is not None and _better_together(left) else None
 
     def of_outputs(basis1: Array, basis2: Array) -> Array:
         """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
         if together:
-            assert x2 is not None
-            return contract.contract(*left.compute_together(trainable, frozen, (x1, x2), basis1))
+            return contract.contract(*left.compute_both(trainable, frozen, *together, basis1))
         f1 = features1(trainable, frozen, x1, basis1)
         f2 = f1 if x2 is None else features2(trainable, frozen, x2, basis2)
         return contract.contract(f1, f2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -147,28 +146,24 @@ class ExampleFeatures:
         differentiate, assemble = self._steps(trainable, frozen, basis)
         return jax.vmap(lambda example: assemble(*differentiate(example)))(x)
 
-    def compute_together(
-        self, trainable: Any, frozen: Any, batches: Sequence[tuple[Array, ...]], basis: Array
-    ) -> list[Features]:
-        """The features of each of these batches of examples, by one evaluation of the model for all.
+    def compute_both(
+        self, trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...], basis: Array
+    ) -> tuple[Features, Features]:
+        """The features of both sides' examples, by one evaluation of the model for all.
 
         Scans leave their derivatives in memory, so that these are divided, and not the larger features made of them.
         Other derivatives are best left to be fused with what they go into.
         """
-        counts = [x[0].shape[0] for x in batches]
-        x = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+        x, n1 = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2), x1[0].shape[0]
 
-        def divide(values: Any) -> list[Any]:
-            ends = itertools.accumulate(counts)
-            return [
-                jax.tree.map(lambda a, n=n, end=end: a[end - n : end], values)
-                for n, end in zip(counts, ends, strict=True)
-            ]
+        def divide(values: Any) -> tuple[Any, Any]:
+            return jax.tree.map(lambda a: a[:n1], values), jax.tree.map(lambda a: a[n1:], values)
 
         if not self.scans:
             return divide(self.compute(trainable, frozen, x, basis))
         differentiate, assemble = self._steps(trainable, frozen, basis)
-        return [jax.vmap(assemble)(*part) for part in divide(jax.vmap(differentiate)(x))]
+        left, right = divide(jax.vmap(differentiate)(x))
+        return jax.vmap(assemble)(*left), jax.vmap(assemble)(*right)
 
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""

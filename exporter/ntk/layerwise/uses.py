@@ -130,7 +130,7 @@ class Tiling:
     """Slices of a variable that together are all of it, like the gates of an LSTM.
 
     As one split, their derivatives are put together by a concatenation; those of slices are padded to the size of the
-    whole, each, and added up: half of an LSTM's time.
+    whole, each, and added up: a third of an LSTM's time.
     """
 
     whole: Var
