@@ -9,7 +9,9 @@ import pytest
 from jax import lax
 from jax.experimental import enable_x64
 
-from exporter.ntk.layerwise.convolution import Window, bind_on_cpu
+from exporter.ntk.layerwise import lowering
+from exporter.ntk.layerwise.analysis import Sort, Trace
+from exporter.ntk.layerwise.convolution import Window, bind_on_cpu, patches, patches_on_cpu
 
 
 def equation(rng, rank, *, groups=1, at_least=3, **given):
@@ -123,3 +125,27 @@ def test_three_axes_by_convolutions_of_two():
     (eqn,) = jax.make_jaxpr(convolve)(a, w).jaxpr.eqns
     text = jax.jit(lambda a: bind_on_cpu(eqn, [a, w])[0]).lower(a).as_text()
     assert re.findall(r"dim_numbers = \[([^\]]*)\]x", text) == ["b, 0, 1, f"] * 3
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_gathered_patches(rank, groups):
+    rng = np.random.default_rng([rank, groups])
+    for _ in range(3):
+        eqn, _, a, _ = with_outputs(rng, rank, groups=groups)
+        np.testing.assert_array_equal(patches_on_cpu(eqn, a), patches(eqn, a))
+
+
+def test_bias_of_a_convolution_takes_the_kept_derivative():
+    def model(trainable, frozen, x):
+        y = lax.conv_general_dilated(x, trainable["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(y + trainable["b"]).sum((1, 2))
+
+    shapes = {"w": (3, 3, 2, 8), "b": (8,)}
+    trainable = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    x = jax.ShapeDtypeStruct((1, 32, 32, 2), jnp.float32)
+    jaxpr = jax.make_jaxpr(model)(trainable, {}, x)
+    trace = Trace(jaxpr, [None, None, Sort.DATA], lowering.CPU)
+    assert [v.aval.shape for v in trace.materialized] == [(1, 30, 30, 8)]
+    (addition,) = (eqn for eqn in jaxpr.eqns if eqn.outvars[0] in trace.materialized)
+    assert addition.primitive.name == "add"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ class Site:
       param: where the parameter comes from; of the base if the rule takes the parameter before it is repeated.
       shape: of the parameter.
       axes: of the output that the parameter's axes are, for elementwise equations.
+      lowering: what is done for the platform.
       dtype: of the zeros added.
       perturbed: shape of the zeros added: the output's, or for the generic rule the parameter's.
       differentiated: whether the equation's data depends on parameters, so that derivatives pass through to it.
@@ -76,6 +78,7 @@ class Site:
     param: Param
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    lowering: Lowering
     dtype: Any
     perturbed: tuple[int, ...]
     differentiated: bool
@@ -90,6 +93,7 @@ class Trace:
       jaxpr: that.
       sites: where the parameters meet data, in the order of evaluation.
       kept: variables whose derivatives are in memory whatever uses them (see `uses.kept_derivatives`).
+      materialized: others whose derivatives must be put there (see `lowering.materialized`).
     """
 
     def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None], lowering: Lowering = DEFAULT) -> None:
@@ -110,11 +114,18 @@ class Trace:
         scaled = uses.only_scaled(closed.jaxpr)
         self.sites = tuple(dataclasses.replace(s, scaled=s.eqn.outvars[0] in scaled) for s in walk.sites)
         self.kept = uses.kept_derivatives(closed.jaxpr, walk.derived)
+        self.materialized = (walk.meetings | self._convolved()) - self.kept
+
+    def _convolved(self) -> set[Var]:
+        """The outputs of large convolutions, after what is added to them: so that the bias has that derivative too."""
+        sums = {product.outvars[0]: addition.outvars[0] for addition, product in uses.added_to_products(self.jaxpr)}
+        large = [s for s in self.sites if s.rule is rules.CONVOLUTION and math.prod(s.perturbed) >= LARGE]
+        return {sums.get(site.eqn.outvars[0], site.eqn.outvars[0]) for site in large}
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""
         true = opaque_true(args[0]) if self._lowering.materializes else None
-        walk = _Walk(self._lowering, iter(zeros), true, kept=self.kept)
+        walk = _Walk(self._lowering, iter(zeros), true, materialized=self.materialized)
         return [value for value, _ in self._run(walk, args)], walk.saved
 
     def operands(self, variables: Sequence[Any]) -> list[Any]:
@@ -139,12 +150,13 @@ class _Walk:
         zeros: Iterator[Any] | None,
         true: Any = None,
         *,
-        kept: Collection[Var] = (),
+        materialized: Collection[Var] = (),
         params_only: bool = False,
     ) -> None:
         self._lowering, self._zeros, self._true = lowering, zeros, true
-        self._kept, self._params_only = kept, params_only
+        self._materialized, self._params_only = materialized, params_only
         self.derived: set[Var] = set()
+        self.meetings: set[Var] = set()  # where derivatives of several uses meet, as in a residual connection
         self.sites: list[Site] = []
         self.saved: list[Any] = []
         self.operands: list[Any] = []
@@ -166,7 +178,9 @@ class _Walk:
                     parts = lax.split(value, tiling.sizes, tiling.axis)
                     env.update(zip(tiling.parts, ((part, tag) for part in parts), strict=True))
                 continue
-            env.update(zip(eqn.outvars, self._equation(eqn, [read(v) for v in eqn.invars], (*place, i)), strict=True))
+            outputs = self._equation(eqn, [read(v) for v in eqn.invars], (*place, i))
+            for v, (value, tag) in zip(eqn.outvars, outputs, strict=True):
+                env[v] = (self._keep(value) if v in self._materialized else value, tag)
         self.derived.update(v for v, (_, tag) in env.items() if tag is Sort.DERIVED)
         return [read(v) for v in jaxpr.outvars]
 
@@ -181,13 +195,10 @@ class _Walk:
         tag = _sort(inputs) if has_data else Sort.CONSTANT
         values = [value for value, _ in inputs]
         if self._true is not None and eqn.primitive.name == "reduce_window_max":
-            values = [self._materialized(values[0])]  # whose derivative is a sum over taps, for each use of it
+            values = [self._keep(values[0])]  # whose derivative is a sum over taps, for each use of it
         outputs = self._bind(eqn, values, tag)
-        if self._true is not None and eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
-            outputs = [
-                value if v in self._kept else self._materialized(value)
-                for v, value in zip(eqn.outvars, outputs, strict=True)
-            ]
+        if eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
+            self.meetings.update(eqn.outvars)
         if not params:
             return [(value, tag) for value in outputs]
         return [(value, _param(eqn, inputs, (*place, k))) for k, value in enumerate(outputs)]
@@ -197,9 +208,10 @@ class _Walk:
             return [None] * len(eqn.outvars)
         return self._lowering.bind(eqn, values) if tag in _DATA else bind(eqn, values)
 
-    def _materialized(self, value: Any) -> Any:
-        """Where derivatives of several uses meet, as in a residual connection, their sum is kept."""
-        return materialized(value, self._true) if jax.numpy.issubdtype(value.dtype, jax.numpy.floating) else value
+    def _keep(self, value: Any) -> Any:
+        """The value, with its derivative kept in memory where the platform wants that."""
+        floating = self._true is not None and jax.numpy.issubdtype(value.dtype, jax.numpy.floating)
+        return materialized(value, self._true) if floating else value
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
         """The equation with zeros added to its output if a rule knows its one parameter, else to all its parameters."""
@@ -237,13 +249,21 @@ class _Walk:
         self.operands.append(value)
         self.saved.append(data if rule.needs_data else None)
         self.sites.append(
-            Site(rule, eqn, operand, param, shape, axes, zeroed.dtype, tuple(zeroed.shape), differentiated)
+            Site(
+                rule,
+                eqn,
+                operand,
+                param,
+                shape,
+                axes,
+                self._lowering,
+                zeroed.dtype,
+                tuple(zeroed.shape),
+                differentiated,
+            )
         )
         if self._zeros is not None:
             perturbed = perturbed + next(self._zeros)
-        large = rule is rules.CONVOLUTION and zeroed.size >= LARGE
-        if self._true is not None and large and eqn.outvars[0] not in self._kept:
-            perturbed = self._materialized(perturbed)
         return perturbed
 
     def _scan(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tagged] | None:

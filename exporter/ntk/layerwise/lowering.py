@@ -21,12 +21,14 @@ class Lowering:
 
     Attributes:
       bind: the outputs of an equation of data, of the values of its inputs.
+      patches: the patches of a convolution's data.
       materializes: whether derivatives at sites must be kept from being fused into each of their uses.
       cache: bytes of a derivative beyond which it moves through memory, so that some outputs at a time may be faster
         than all; None if they are not.
     """
 
     bind: Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
+    patches: Callable[[JaxprEqn, Any], Any]
     materializes: bool
     cache: int | None = None
 
@@ -36,10 +38,10 @@ def _bind_on_cpu(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
 
 
 _ON_CPU = {"conv_general_dilated": convolution.bind_on_cpu, "reduce_window_max": pooling.bind_on_cpu}
-DEFAULT = Lowering(bind, materializes=False)
+DEFAULT = Lowering(bind, convolution.patches, materializes=False)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
-CPU = Lowering(_bind_on_cpu, materializes=True, cache=4 << 20)
+CPU = Lowering(_bind_on_cpu, convolution.patches_on_cpu, materializes=True, cache=4 << 20)
 
 
 @jax.custom_vjp

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from exporter.ntk.equations import aval, bind
-from exporter.ntk.layerwise import convolution
 
 if TYPE_CHECKING:
     from exporter.ntk.layerwise.analysis import Site
@@ -166,7 +165,7 @@ DENSE = Rule("dense", factors=_dense_factors, assemble=_dense_assemble, columns=
 
 def _conv_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
     dn, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
-    a = convolution.patches(site.eqn, data)
+    a = site.lowering.patches(site.eqn, data)
     d = jnp.transpose(d, [0, *(1 + axis for axis in (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1]))])
     d = d.reshape(d.shape[0], a.shape[1], groups, -1)
     return a, jnp.transpose(d, (0, 2, 1, 3))
