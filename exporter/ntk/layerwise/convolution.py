@@ -162,7 +162,7 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
 def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
     """The same by a gather of rows where there are: XLA:CPU compiles a loop for each slice, in three times the time."""
     dn, window = eqn.params["dimension_numbers"], Window.of(eqn)
-    if eqn.params["feature_group_count"] > 1:
+    if eqn.params["feature_group_count"] > 1 or math.prod(window.kernel) == 1:
         return patches(eqn, a)
     a = window.pad(jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])), 1)
     taps = window.under_taps(a.shape[1:-1])
