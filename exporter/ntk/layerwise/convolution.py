@@ -160,7 +160,7 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
 
 
 def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
-    """The same by a gather of rows where there are: XLA:CPU compiles a loop for each slice, in three times the time."""
+    """The same by a gather of rows where there are: XLA:CPU compiles a loop for each slice."""
     dn, window = eqn.params["dimension_numbers"], Window.of(eqn)
     if eqn.params["feature_group_count"] > 1 or math.prod(window.kernel) == 1:
         return patches(eqn, a)
