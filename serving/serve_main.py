@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import select
 import signal
 import socket
 import subprocess
@@ -179,12 +180,12 @@ def _serve_embedded(choice: server_choice.Choice) -> int:
     with _ended_by_signal() as ended:
         # In a thread of its own, because loading runs for minutes without looking at signals.
         start = _Background(server.start)
-        while not ended.wait(_POLL_SECONDS) and not start.done:
+        while not ended(_POLL_SECONDS) and not start.done:
             pass
         if start.done:
             start.result()
             _show_ready(options.host, server.grpc_port, server.rest_port, [model.name for model in models])
-            ended.wait()
+            ended(None)
             logging.info("stopping: requests have %g s to finish", options.shutdown_seconds)
             server.stop()
     sys.stdout.flush()
@@ -257,7 +258,7 @@ def _serve_by_process(choice: server_choice.Choice, extra: Sequence[str]) -> int
     logging.info("%s", " ".join(command))
     with _ended_by_signal() as ended, subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         ready = False
-        while process.poll() is None and not ended.wait(_POLL_SECONDS):
+        while process.poll() is None and not ended(_POLL_SECONDS):
             if not ready and all(_is_available(host_port(from_here(host), ports[1]), name) for name in names):
                 ready = True
                 _show_ready(host, ports[0], ports[1], names)
@@ -303,19 +304,28 @@ def _show_ready(host: str, grpc_port: int, rest_port: int, names: Sequence[str])
 
 
 @contextlib.contextmanager
-def _ended_by_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set."""
-    ended = threading.Event()
+def _ended_by_signal() -> Iterator[Callable[[float | None], bool]]:
+    """A function that waits for SIGTERM or SIGINT, for some seconds or for ever, and tells if one came.
+
+    It reads a pipe. An event's lock would be held by the very wait that the handler interrupts, to wait for the lock.
+    """
+    came, comes = os.pipe()
+
+    def wait(seconds: float | None) -> bool:
+        return bool(select.select([came], [], [], seconds)[0])
 
     def handle(number: int, frame: types.FrameType | None) -> None:
-        ended.set()
+        if not wait(0):
+            os.write(comes, b"!")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield ended
+        yield wait
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(came)
+        os.close(comes)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,25 @@ def test_a_signal_ends_it_while_it_still_loads(tmp_path):
     assert time.monotonic() - begin < 60
 
 
+def test_a_signal_at_any_moment_of_a_wait():
+    program = """
+        import signal, sys
+        from serving import serve_main
+
+        def interrupt(frame, event, argument):
+            signal.raise_signal(signal.SIGTERM)
+            return interrupt
+
+        with serve_main._ended_by_signal() as ended:
+            assert not ended(0)
+            sys.settrace(interrupt)  # at each line
+            ended(1)
+            sys.settrace(None)
+            assert ended(None)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
