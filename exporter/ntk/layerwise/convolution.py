@@ -118,12 +118,12 @@ class Window:
         return lax.slice_in_dim(padded, start, start + (self.outputs[axis] - 1) * stride + 1, stride, first + axis)
 
     def under_taps(self, padded: Sequence[int]) -> Array:
-        """(outputs, taps): where in padded data of these sizes each output finds each tap, all in row-major order."""
-        place = jnp.zeros([*self.outputs, *self.kernel], jnp.int32)
+        """(taps, outputs): where in padded data of these sizes each tap meets each output, all in row-major order."""
+        place = jnp.zeros([*self.kernel, *self.outputs], jnp.int32)
         for axis, size in enumerate(padded):
-            output, tap = (lax.broadcasted_iota(jnp.int32, place.shape, k) for k in (axis, axis + len(padded)))
+            tap, output = (lax.broadcasted_iota(jnp.int32, place.shape, k) for k in (axis, axis + len(padded)))
             place = place * size + output * self.strides[axis] + tap * self.dilations[axis]
-        return place.reshape(math.prod(self.outputs), -1)
+        return place.reshape(-1, math.prod(self.outputs))
 
     def onto_tap(self, tap: Sequence[int]) -> list[tuple[int, int, int]]:
         """What `lax.pad` does to put outputs where the data under this tap is, which is not stretched."""
@@ -160,14 +160,23 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
 
 
 def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
-    """The same by a gather of rows where there are: XLA:CPU compiles a loop for each slice."""
+    """The same by one gather where there are no groups: XLA:CPU compiles a loop for each slice.
+
+    In memory positions come last, as that loop then runs along them; along taps and channels it divides for each entry.
+    """
     dn, window = eqn.params["dimension_numbers"], Window.of(eqn)
     if eqn.params["feature_group_count"] > 1 or math.prod(window.kernel) == 1:
         return patches(eqn, a)
     a = window.pad(jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])), 1)
-    taps = window.under_taps(a.shape[1:-1])
-    a = a.reshape(a.shape[0], -1, a.shape[-1]).at[:, taps].get(mode="promise_in_bounds")
-    return a.reshape(1, a.shape[0] * a.shape[1], -1)
+    places = window.under_taps(a.shape[1:-1])
+    a = lax.gather(
+        a.reshape(a.shape[0], -1, a.shape[-1]),
+        places[..., None],
+        lax.GatherDimensionNumbers(offset_dims=(1, 2), collapsed_slice_dims=(1,), start_index_map=(1,)),
+        (a.shape[0], 1, a.shape[-1]),
+        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )  # (taps, batch, channels, positions)
+    return jnp.swapaxes(a, 1, 2).reshape(a.shape[0] * a.shape[2], -1).T[None]
 
 
 def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
