@@ -156,6 +156,18 @@ def test_convolutions_have_channels_last_on_cpus():
     assert len(orders) >= 3
 
 
+def test_both_sides_call_one_function_on_cpus():
+    """XLA compiles it once; inlined, operations of both sides would differ in the order of their inputs."""
+    fn, params, frozen, x1, _ = make(CASES["convs of many positions"])
+    traced = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=())).trace(params, frozen, x1, x1)
+    lowered = traced.lower(lowering_platforms=("cpu",))
+    functions = re.findall(r'call @(\S+?)\(.*inlineable = "false"', lowered.as_text())
+    assert len(functions) == 2
+    assert len(set(functions)) == 1
+    assert lowered.compile().as_text().count(" call(") == 2
+    assert "inlineable" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 def test_embedding_of_indices_out_of_range():
     """They are clipped or give nothing, as the gather says, and so do their Jacobians."""
     rng = np.random.default_rng(0)

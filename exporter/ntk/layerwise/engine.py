@@ -143,7 +143,7 @@ def layerwise_kernel_fn(
         def computed_by(how: Lowering) -> Array:
             left = features(x1, how)
             right = left if x2 is None or not coupled else features(x2, how)
-            return _kernel(left, right, trainable, frozen, x1, x2, counts=counts, memory=memory)
+            return _kernel(left, right, trainable, frozen, x1, x2, counts=counts, memory=memory, how=how)
 
         total = lax.platform_dependent(
             cpu=lambda: computed_by(lowering.CPU), default=lambda: computed_by(lowering.DEFAULT)
@@ -169,8 +169,9 @@ def _kernel(
     *,
     counts: tuple[int, int] | None,
     memory: int,
+    how: Lowering,
 ) -> Array:
-    features1, features2 = jax.jit(left.compute), jax.jit(right.compute)  # traced once if both sides are alike
+    features1, features2 = how.called(left.compute), how.called(right.compute)  # traced once if both sides are alike
     if left is right:
         features2 = features1
     together = (x1, x2) if counts is not None and x2 is not None and _better_together(left) else None
