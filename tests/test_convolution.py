@@ -136,15 +136,19 @@ def test_gathered_patches(rank):
 
 
 def test_bias_of_a_convolution_takes_the_kept_derivative():
-    def model(trainable, frozen, x):
-        y = lax.conv_general_dilated(x, trainable["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return jnp.tanh(y + trainable["b"]).sum((1, 2))
+    """Of the second: that of the first convolution, of inputs, has no further use."""
 
-    shapes = {"w": (3, 3, 2, 8), "b": (8,)}
+    def model(trainable, frozen, x):
+        for w, b in (("w", "b"), ("v", "a")):
+            y = lax.conv_general_dilated(x, trainable[w], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = jnp.tanh(y + trainable[b])
+        return x.sum((1, 2))
+
+    shapes = {"w": (3, 3, 2, 8), "b": (8,), "v": (3, 3, 8, 8), "a": (8,)}
     trainable = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     x = jax.ShapeDtypeStruct((1, 32, 32, 2), jnp.float32)
     jaxpr = jax.make_jaxpr(model)(trainable, {}, x)
-    trace = Trace(jaxpr, [None, None, Sort.DATA], lowering.CPU)
-    assert [v.aval.shape for v in trace.materialized] == [(1, 30, 30, 8)]
+    trace = Trace(jaxpr, [None] * 4 + [Sort.DATA], lowering.CPU)
+    assert [v.aval.shape for v in trace.materialized] == [(1, 28, 28, 8)]
     (addition,) = (eqn for eqn in jaxpr.eqns if eqn.outvars[0] in trace.materialized)
     assert addition.primitive.name == "add"

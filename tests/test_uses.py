@@ -170,7 +170,18 @@ BIASES = {
         (3,),
         ["b"],
     ),
-    "before a function": (lambda p, x: jnp.sin(x @ p["w"] + p["b"]), {"w": (3, 4), "b": (4,)}, (5, 3), []),
+    "between functions": (
+        lambda p, x: jnp.sin(jnp.sin(x @ p["v"]) @ p["w"] + p["b"]),
+        {"v": (3, 3), "w": (3, 4), "b": (4,)},
+        (5, 3),
+        [],
+    ),
+    "before a function, of inputs": (
+        lambda p, x: jnp.sin(x @ p["w"] + p["b"]),
+        {"w": (3, 4), "b": (4,)},
+        (5, 3),
+        ["b"],
+    ),
     "before a function, one position": (
         lambda p, x: jnp.sin(x @ p["w"] + p["b"]),
         {"w": (3, 4), "b": (4,)},

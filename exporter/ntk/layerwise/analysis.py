@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -117,10 +116,13 @@ class Trace:
         self.materialized = (walk.meetings | self._convolved()) - self.kept
 
     def _convolved(self) -> set[Var]:
-        """The outputs of large convolutions, after what is added to them: so that the bias has that derivative too."""
+        """The outputs of large convolutions, after what is added to them: so that the bias has that derivative too.
+
+        Not of the first ones: they have no derivative of their data, another use of that of their output.
+        """
         sums = {product.outvars[0]: addition.outvars[0] for addition, product in uses.added_to_products(self.jaxpr)}
-        large = [s for s in self.sites if s.rule is rules.CONVOLUTION and math.prod(s.perturbed) >= LARGE]
-        return {sums.get(site.eqn.outvars[0], site.eqn.outvars[0]) for site in large}
+        later = [s.eqn.outvars[0] for s in self.sites if s.rule is rules.CONVOLUTION and s.differentiated]
+        return {sums.get(v, v) for v in later if aval(v).size >= LARGE}
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""

@@ -17,8 +17,9 @@ from exporter.ntk.layerwise.analysis import Site, Trace
 def of_products(trace: Trace) -> dict[int, int]:
     """By site of a product: the site of the bias that is added to it, one entry for each column of its factors.
 
-    Only where their derivative is in memory, or is not summed up, for there is one position. Elsewhere XLA computes it
-    where it is summed up for the bias, and would compute it in each further use of the product's site were that gone.
+    Only where their derivative is in memory, is not summed up, for there is one position, or has no further use, for
+    the product's data has no derivative. Elsewhere XLA computes it where it is summed up for the bias, and would
+    compute it in each further use of the product's site were that gone.
     """
     found: dict[int, int] = {}
     for addition, product in uses.added_to_products(trace.jaxpr):
@@ -28,7 +29,8 @@ def of_products(trace: Trace) -> dict[int, int]:
             kept = addition.outvars[0] in trace.kept
             for j, k in zip(products, biases, strict=True):
                 site = trace.sites[j]
-                if (kept or _has_one_position(site)) and _along_columns(trace.sites[k], site):
+                once = kept or _has_one_position(site) or not site.differentiated
+                if once and _along_columns(trace.sites[k], site):
                     found[j] = k
     return found
 
