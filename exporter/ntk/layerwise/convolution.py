@@ -123,7 +123,7 @@ class Window:
         for axis, size in enumerate(padded):
             tap, output = (lax.broadcasted_iota(jnp.int32, place.shape, k) for k in (axis, axis + len(padded)))
             place = place * size + output * self.strides[axis] + tap * self.dilations[axis]
-        return place.reshape(-1, math.prod(self.outputs))
+        return place.reshape(math.prod(self.kernel), -1)
 
     def onto_tap(self, tap: Sequence[int]) -> list[tuple[int, int, int]]:
         """What `lax.pad` does to put outputs where the data under this tap is, which is not stretched."""
