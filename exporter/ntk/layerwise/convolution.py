@@ -160,23 +160,28 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
 
 
 def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
-    """The same by one gather where there are no groups: XLA:CPU compiles a loop for each slice.
+    """The same by one gather where there is more than one tap: XLA:CPU compiles a loop for each slice.
 
     In memory positions come last, as that loop then runs along them; along taps and channels it divides for each entry.
     """
-    dn, window = eqn.params["dimension_numbers"], Window.of(eqn)
-    if eqn.params["feature_group_count"] > 1 or math.prod(window.kernel) == 1:
+    dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    window = Window.of(eqn)
+    if math.prod(window.kernel) == 1:
         return patches(eqn, a)
     a = window.pad(jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])), 1)
     places = window.under_taps(a.shape[1:-1])
+    batch, channels = a.shape[0], a.shape[-1]
     a = lax.gather(
-        a.reshape(a.shape[0], -1, a.shape[-1]),
+        a.reshape(batch, -1, channels),
         places[..., None],
         lax.GatherDimensionNumbers(offset_dims=(1, 2), collapsed_slice_dims=(1,), start_index_map=(1,)),
-        (a.shape[0], 1, a.shape[-1]),
+        (batch, 1, channels),
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-    )  # (taps, batch, channels, positions)
-    return jnp.swapaxes(a, 1, 2).reshape(a.shape[0] * a.shape[2], -1).T[None]
+    )
+    a = a.reshape(len(places), batch, groups, channels // groups, -1)
+    a = jnp.transpose(a, (2, 0, 3, 1, 4)).reshape(groups, len(places) * channels // groups, -1)
+    # XLA folds a transposition into the product that it is for, but not through the reshape that one group makes.
+    return jnp.squeeze(a, 0).T[None] if groups == 1 else jnp.swapaxes(a, 1, 2)
 
 
 def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
