@@ -127,10 +127,10 @@ def test_three_axes_by_convolutions_of_two():
     assert re.findall(r"dim_numbers = \[([^\]]*)\]x", text) == ["b, 0, 1, f"] * 3
 
 
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_gathered_patches(rank, groups):
-    rng = np.random.default_rng(rank)
+    rng = np.random.default_rng([rank, groups])
     for _ in range(3):
         eqn, _, a, _ = with_outputs(rng, rank, groups=groups)
         np.testing.assert_array_equal(patches_on_cpu(eqn, a), patches(eqn, a))
