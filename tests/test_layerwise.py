@@ -10,7 +10,7 @@ import pytest
 from jax import export
 from layerwise_cases import CASES, make
 
-from exporter.ntk.layerwise import contract, lowering
+from exporter.ntk.layerwise import contract, engine, lowering
 from exporter.ntk.layerwise import features as features_module
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
@@ -63,6 +63,19 @@ def test_any_axes(seed):
     kernel = jax.jit(layerwise_kernel_fn(reshaped, **axes))
     want = reference_ntk(reshaped, params, frozen, x1, x2, **axes)
     assert _relative_error(kernel(params, frozen, x1, x2), want) < 2e-6
+
+
+@pytest.mark.parametrize("rows", [0, 30, 10**6])
+@pytest.mark.parametrize("name", ["conv", "tied", "attention", "weight norm", "recurrent"])
+def test_both_sides_in_one_batch(name, rows, monkeypatch):
+    """As deep models are done; contracted side by side, all pairs at once, or, with 30 rows, some sites this way."""
+    monkeypatch.setattr(engine, "MANY_SITES", 0)
+    monkeypatch.setattr(contract, "MOST_ROWS", rows)
+    fn, params, frozen, x1, x2 = make(CASES[name])
+    for axes in ({"trace_axes": (1,), "diagonal_axes": ()}, {"trace_axes": (), "diagonal_axes": ()}):
+        kernel = jax.jit(layerwise_kernel_fn(fn, **axes))
+        want = reference_ntk(fn, params, frozen, x1, x2, **axes)
+        assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
 
 
 @pytest.mark.parametrize("form", ["explicit", "gram"])

@@ -33,6 +33,9 @@ Array = Any
 # sums of parts, or its products of more rows, are within 5e-7.
 FEW = 4
 LONG = 4096
+# Products of both sides' rows with each other, of which a quarter is wanted, are quicker up to so many rows than copies
+# of each side's, which XLA has to compile as well: a sixth of the compilation of a MobileNet.
+MOST_ROWS = 32
 BYTE_IN_FLOPS = 8  # what moving a byte costs, in floating point operations; about so on CPUs and GPUs alike
 
 
@@ -129,6 +132,28 @@ def contract(features1: dict[str, list[Any]], features2: dict[str, list[Any]]) -
         for part1, part2 in zip(features1[form], features2[form], strict=True):
             total = total + fn(*part1, *part2)
     return total
+
+
+def contract_sides(features: dict[str, list[Any]], n1: int) -> Array:
+    """The same (n1, n2, D, K1, K2) of the first n1 examples with the others, from features of all of them."""
+    few, many = (
+        {form: [part for part in parts if _has_few_rows(form, part) is wanted] for form, parts in features.items()}
+        for wanted in (True, False)
+    )
+    total = contract(*sides(many, n1))
+    return total + contract(few, few)[:n1, n1:] if any(few.values()) else total
+
+
+def sides(arrays: Any, n1: int) -> tuple[Any, Any]:
+    """A pytree of arrays of all examples, as one of the first n1 and one of the others."""
+    return jax.tree.map(lambda a: a[:n1], arrays), jax.tree.map(lambda a: a[n1:], arrays)
+
+
+def _has_few_rows(form: str, part: tuple[Array, ...]) -> bool:
+    """Whether few examples, kept outputs and positions together are the rows of what `part` is contracted by."""
+    d = part[-1]
+    rows = d.shape[0] * d.shape[2] * (1 if form == "explicit" else d.shape[-2])
+    return isinstance(rows, int) and rows <= MOST_ROWS
 
 
 def _sum_positions(aa: Array, d1: Array, d2: Array) -> Array:

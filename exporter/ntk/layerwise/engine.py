@@ -174,12 +174,15 @@ def _kernel(
     features1, features2 = how.called(left.compute), how.called(right.compute)  # traced once if both sides are alike
     if left is right:
         features2 = features1
-    together = (x1, x2) if counts is not None and x2 is not None and _better_together(left) else None
+    together = counts is not None and x2 is not None and _better_together(left)
 
     def of_outputs(basis1: Array, basis2: Array) -> Array:
         """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
         if together:
-            return contract.contract(*left.compute_both(trainable, frozen, *together, basis1))
+            x, n1 = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2), x1[0].shape[0]
+            if left.scans:
+                return contract.contract(*left.compute_sides(trainable, frozen, x, n1, basis1))
+            return contract.contract_sides(left.compute(trainable, frozen, x, basis1), n1)
         f1 = features1(trainable, frozen, x1, basis1)
         f2 = f1 if x2 is None else features2(trainable, frozen, x2, basis2)
         return contract.contract(f1, f2)

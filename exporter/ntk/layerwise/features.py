@@ -146,23 +146,16 @@ class ExampleFeatures:
         differentiate, assemble = self._steps(trainable, frozen, basis)
         return jax.vmap(lambda example: assemble(*differentiate(example)))(x)
 
-    def compute_both(
-        self, trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...], basis: Array
+    def compute_sides(
+        self, trainable: Any, frozen: Any, x: tuple[Array, ...], n1: int, basis: Array
     ) -> tuple[Features, Features]:
-        """The features of both sides' examples, by one evaluation of the model for all.
+        """The features of the first n1 examples, and of the others, by one evaluation of the model for all.
 
-        Scans leave their derivatives in memory, so that these are divided, and not the larger features made of them.
+        Divided are not the features but the smaller derivatives that they are made of, which scans leave in memory.
         Other derivatives are best left to be fused with what they go into.
         """
-        x, n1 = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2), x1[0].shape[0]
-
-        def divide(values: Any) -> tuple[Any, Any]:
-            return jax.tree.map(lambda a: a[:n1], values), jax.tree.map(lambda a: a[n1:], values)
-
-        if not self.scans:
-            return divide(self.compute(trainable, frozen, x, basis))
         differentiate, assemble = self._steps(trainable, frozen, basis)
-        left, right = divide(jax.vmap(differentiate)(x))
+        left, right = contract.sides(jax.vmap(differentiate)(x), n1)
         return jax.vmap(assemble)(*left), jax.vmap(assemble)(*right)
 
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
