@@ -134,7 +134,7 @@ def test_as_many_outputs_at_a_time_as_caches_like(axes, monkeypatch):
         return jnp.tanh(jnp.tanh(x[0] @ p["a"]) @ p["b"]).mean(1) @ p["c"]
 
     rng = np.random.default_rng(0)
-    shapes = {"a": (3, 64), "b": (64, 64), "c": (64, outputs)}
+    shapes = {"a": (3, 64), "b": (64, 256), "c": (256, outputs)}
     params = {k: rng.normal(size=shape).astype(np.float32) / 8 for k, shape in shapes.items()}
     x1, x2 = ((rng.normal(size=(n, 32, 3)).astype(np.float32),) for n in (4, 3))
     names = dict(zip(("trace_axes", "diagonal_axes"), axes, strict=True))
@@ -147,7 +147,7 @@ def test_as_many_outputs_at_a_time_as_caches_like(axes, monkeypatch):
     assert features(lowering.CPU).outputs_in_cache(2000) < outputs
     assert outputs % features(lowering.CPU).outputs_in_cache(2000) == 0
 
-    monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, cache=4 * 32 * 64 * 4 * 2))
+    monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, cache=4 * 32 * 256 * 4 * 2))
     monkeypatch.setattr(features_module, "OPERATION", 0)
     assert features(lowering.CPU).outputs_in_cache(4) == 2
     kernel = jax.jit(layerwise_kernel_fn(fn, **names))
@@ -169,10 +169,16 @@ def test_convolutions_have_channels_last_on_cpus():
     assert len(orders) >= 3
 
 
-def test_both_sides_call_one_function_on_cpus():
-    """XLA compiles it once; inlined, operations of both sides would differ in the order of their inputs."""
+def test_large_sides_call_one_function_on_cpus(monkeypatch):
+    """XLA compiles it once; inlined, as small ones are, operations of the sides differ in the order of their inputs."""
     fn, params, frozen, x1, _ = make(CASES["convs of many positions"])
-    traced = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=())).trace(params, frozen, x1, x1)
+
+    def trace():
+        return jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=())).trace(params, frozen, x1, x1)
+
+    assert "inlineable" not in trace().lower(lowering_platforms=("cpu",)).as_text()
+    monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, cache=1 << 14))
+    traced = trace()
     lowered = traced.lower(lowering_platforms=("cpu",))
     functions = re.findall(r'call @(\S+?)\(.*inlineable = "false"', lowered.as_text())
     assert len(functions) == 2

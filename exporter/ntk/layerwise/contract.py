@@ -67,8 +67,11 @@ class Shape:
         return 2.0 * self.batch * self.positions**2 * each
 
     def gram_cost(self, n1: int, n2: int, outputs: OutputAxes, *, index: bool = False) -> float:
-        """Cost of the Gram form of so many examples, in floating point operations."""
-        moved = 4.0 * self.batch * self.positions**2 * (1 + outputs.diagonal * outputs.kept**2)
+        """Cost of the Gram form of so many examples, in floating point operations.
+
+        Moved are the products of a, and those of D, twice: before and after they are multiplied with those of a.
+        """
+        moved = 4.0 * self.batch * self.positions**2 * (1 + 4 * outputs.diagonal * outputs.kept**2)
         return n1 * n2 * (self.gram_flops(outputs, index=index) + BYTE_IN_FLOPS * moved)
 
     def explicit_cost(self, n1: int, n2: int, outputs: OutputAxes) -> float:
@@ -80,15 +83,26 @@ class Shape:
 
 def join(a: Array, d: Array) -> Array:
     """G (B, I, R, J) of an example from its a (B, T, I) and D (R, B, T, J): one matrix product for each b."""
+    r, b, _, j = d.shape
+    return jnp.einsum("bti,btq->biq", a, _columns(d)).reshape(b, -1, r, j)
+
+
+def flat_joined(a: Array, d: Array, outputs: tuple[int, int, int]) -> Array:
+    """G (D, K, M) of an example from its a (B, T, I) and D (R, B, T, J), M being its entries of all traced outputs.
+
+    The product is made in the order of axes that needs no copy: of one batch entry, where either C or K is 1.
+    """
+    r, b, _, j = d.shape
+    if outputs[1] == r:  # all of them traced
+        return join(a, d).reshape(1, 1, -1)
+    g = jnp.einsum("btq,bti->bqi", _columns(d), a).reshape(b, *outputs, j, -1)
+    return jnp.transpose(g, (1, 3, 0, 2, 4, 5)).reshape(outputs[0], outputs[2], -1)
+
+
+def _columns(d: Array) -> Array:
+    """D (R, B, T, J) as (B, T, R J)."""
     r, b, t, j = d.shape
-    return jnp.einsum("bti,btq->biq", a, jnp.transpose(d, (1, 2, 0, 3)).reshape(b, t, r * j)).reshape(b, -1, r, j)
-
-
-def flat_joined(g: Array, outputs: tuple[int, int, int]) -> Array:
-    """G (D, K, B I C J) of an example from its G (B, I, R, J)."""
-    b, i, _, j = g.shape
-    g = jnp.transpose(g.reshape(b, i, *outputs, j), (2, 4, 0, 1, 3, 5))
-    return g.reshape(*g.shape[:2], -1)
+    return jnp.transpose(d, (1, 2, 0, 3)).reshape(b, t, r * j)
 
 
 def flat(g: Array, outputs: tuple[int, int, int]) -> Array:

@@ -171,9 +171,9 @@ def _kernel(
     memory: int,
     how: Lowering,
 ) -> Array:
-    features1, features2 = how.called(left.compute), how.called(right.compute)  # traced once if both sides are alike
-    if left is right:
-        features2 = features1
+    called = how.called if counts is not None and counts[0] == counts[1] and left.beyond_cache(counts[0]) else jax.jit
+    features1 = called(left.compute)
+    features2 = features1 if left is right else called(right.compute)  # traced once if both sides are alike
     together = counts is not None and x2 is not None and _better_together(left)
 
     def of_outputs(basis1: Array, basis2: Array) -> Array:

@@ -26,7 +26,7 @@ Features = dict[str, list[tuple[Array, ...]]]
 # What an operation for one more part of the outputs costs, in bytes moved (44 µs a site where a MB takes 0.26 ms).
 OPERATION = 170_000
 MOST_PADDING = 1 / 16  # of the outputs, to fill up the last part
-SMALL = 1 << 14  # explicit features of fewer numbers per diagonal and kept output are contracted together
+SMALL = 1 << 14  # explicit features of fewer numbers for an example are contracted together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ExampleFeatures:
         if self._cache is None:
             return self.axes.count
         itemsize = examples * np.dtype(self.dtype).itemsize
-        derivatives = itemsize * np.array([math.prod(site.perturbed) for site in self.sites])
+        derivatives = self._derivative_bytes(examples)
         joined = [c.shape for c in self.components if c.form == "joined" and c.shape is not None]
         again = OPERATION * len(self.sites) + itemsize * sum(s.batch * s.positions * s.data for s in joined)
 
@@ -137,6 +137,16 @@ class ExampleFeatures:
         root = range(1, math.isqrt(count) + 1)
         sizes = sorted({*root, *(-(-count // parts) for parts in root)}, reverse=True)
         return min((size for size in sizes if -count % size <= count * MOST_PADDING), key=moved)
+
+    def beyond_cache(self, examples: int) -> bool:
+        """Whether a derivative of all outputs, of so many examples, moves through memory."""
+        largest = self.axes.count * self._derivative_bytes(examples).max(initial=0)
+        return self._cache is not None and largest > self._cache
+
+    def _derivative_bytes(self, examples: int) -> np.ndarray:
+        """Bytes of each site's derivative of one output."""
+        sizes = np.array([math.prod(site.perturbed) for site in self.sites])
+        return examples * np.dtype(self.dtype).itemsize * sizes
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], basis: Array) -> Features:
         """The features of the examples.
@@ -185,7 +195,7 @@ class ExampleFeatures:
                     features["explicit"] += [(contract.flat(g, outputs),) for g in jacobians]
                 elif component.form == "joined":
                     a, d = self._joined_factors(component, saved, derivatives)
-                    features["explicit"].append((contract.flat_joined(contract.join(a, d), outputs),))
+                    features["explicit"].append((contract.flat_joined(a, d, outputs),))
                 else:
                     a, d = self._joined_factors(component, saved, derivatives)
                     features[component.form].append((a, contract.by_position(d, outputs)))
@@ -306,9 +316,9 @@ def _factor_shape(site: Site) -> Shape | None:
 
 
 def _merge_small(explicit: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
-    """Explicit features (D, K, M), with those of small M, as of biases and scales, joined."""
-    small = [g for (g,) in explicit if g.shape[-1] < SMALL]
-    large = [(g,) for (g,) in explicit if g.shape[-1] >= SMALL]
+    """Explicit features (D, K, M), with those of few numbers, as of biases and scales, joined."""
+    small = [g for (g,) in explicit if g.size < SMALL]
+    large = [(g,) for (g,) in explicit if g.size >= SMALL]
     return [*large, (jnp.concatenate(small, -1),)] if small else large
 
 
