@@ -317,8 +317,9 @@ def _factor_shape(site: Site) -> Shape | None:
 
 def _merge_small(explicit: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
     """Explicit features (D, K, M), with those of few numbers, as of biases and scales, joined."""
-    small = [g for (g,) in explicit if g.size < SMALL]
-    large = [(g,) for (g,) in explicit if g.size >= SMALL]
+    numbers = [math.prod(size for size in g.shape if isinstance(size, int)) for (g,) in explicit]  # not symbolic ones
+    small = [g for (g,), count in zip(explicit, numbers, strict=True) if count < SMALL]
+    large = [(g,) for (g,), count in zip(explicit, numbers, strict=True) if count >= SMALL]
     return [*large, (jnp.concatenate(small, -1),)] if small else large
 
 
