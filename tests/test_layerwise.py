@@ -66,7 +66,7 @@ def test_any_axes(seed):
 
 
 @pytest.mark.parametrize("rows", [0, 30, 10**6])
-@pytest.mark.parametrize("name", ["conv", "tied", "attention", "weight norm", "recurrent"])
+@pytest.mark.parametrize("name", ["conv", "tied", "attention", "weight norm"])
 def test_both_sides_in_one_batch(name, rows, monkeypatch):
     """As deep models are done; contracted side by side, all pairs at once, or, with 30 rows, some sites this way."""
     monkeypatch.setattr(engine, "MANY_SITES", 0)

@@ -171,10 +171,10 @@ def _kernel(
     memory: int,
     how: Lowering,
 ) -> Array:
-    called = how.called if counts is not None and counts[0] == counts[1] and left.beyond_cache(counts[0]) else jax.jit
+    together = counts is not None and x2 is not None and _better_together(left)
+    called = how.called if _large_and_alike(left, counts) else jax.jit
     features1 = called(left.compute)
     features2 = features1 if left is right else called(right.compute)  # traced once if both sides are alike
-    together = counts is not None and x2 is not None and _better_together(left)
 
     def of_outputs(basis1: Array, basis2: Array) -> Array:
         """The kernel (n1, n2, D, K1, K2) of the outputs of these cotangents."""
@@ -200,6 +200,11 @@ def _kernel(
 def _better_together(features: ExampleFeatures) -> bool:
     """Whether one batch of both sides' examples is better than a program for each: of deep models, and of scans."""
     return len(features.sites) > MANY_SITES or features.scans
+
+
+def _large_and_alike(features: ExampleFeatures, counts: tuple[int, int] | None) -> bool:
+    """Whether both sides have as many examples, and so many that their derivatives outgrow the cache."""
+    return counts is not None and counts[0] == counts[1] and features.beyond_cache(counts[0])
 
 
 def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_once: int) -> Array:

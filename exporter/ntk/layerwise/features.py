@@ -317,9 +317,12 @@ def _factor_shape(site: Site) -> Shape | None:
 
 def _merge_small(explicit: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
     """Explicit features (D, K, M), with those of few numbers, as of biases and scales, joined."""
-    numbers = [math.prod(size for size in g.shape if isinstance(size, int)) for (g,) in explicit]  # not symbolic ones
-    small = [g for (g,), count in zip(explicit, numbers, strict=True) if count < SMALL]
-    large = [(g,) for (g,), count in zip(explicit, numbers, strict=True) if count >= SMALL]
+
+    def is_small(g: Array) -> bool:
+        return math.prod(size for size in g.shape if isinstance(size, int)) < SMALL  # a symbolic one counts as 1
+
+    small = [g for (g,) in explicit if is_small(g)]
+    large = [(g,) for (g,) in explicit if not is_small(g)]
     return [*large, (jnp.concatenate(small, -1),)] if small else large
 
 
