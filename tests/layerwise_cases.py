@@ -71,6 +71,14 @@ def _conv_negative_padding(p, s, x):
     return jnp.tanh(y).reshape(len(x), -1) @ p["c"]
 
 
+def _linear_tail(p, s, x):
+    """After the first layer only linear equations, one of them in a call and one with a constant."""
+    y = jnp.tanh(lax.conv_general_dilated(x, p["k"], (1, 1), "VALID", **CONV))
+    y = lax.conv_general_dilated(y, p["l"], (1, 2), ((1, 1), (0, 1)), feature_group_count=2, **CONV) + p["b"]
+    y = jax.jit(lambda y: (y[:, ::-1] * s["m"]).reshape(len(y), -1))(y)
+    return y @ p["c"] + p["d"]
+
+
 def _max_pooling(p, s, x):
     """Windows that overlap, and leave some of the data out; equal maxima; and windows of too many taps."""
 
@@ -202,6 +210,13 @@ CASES = {
     ),
     "conv negative padding": Case(
         _conv_negative_padding, {"k": (2, 2, 2, 3), "c": (7 * 3 * 3, 6)}, (4, 4, 2), ("convolution", "dense")
+    ),
+    "linear tail": Case(
+        _linear_tail,
+        {"k": (2, 2, 2, 4), "l": (3, 2, 2, 6), "b": (6,), "c": (5 * 3 * 6, 6), "d": (6,)},
+        (6, 6, 2),
+        ("convolution", "convolution", "bias", "dense", "bias"),
+        {"m": (6,)},
     ),
     "max pooling": Case(
         _max_pooling,

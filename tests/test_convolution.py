@@ -11,7 +11,7 @@ from jax.experimental import enable_x64
 
 from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.analysis import Sort, Trace
-from exporter.ntk.layerwise.convolution import Window, bind_on_cpu, patches, patches_on_cpu
+from exporter.ntk.layerwise.convolution import Window, bind_on_cpu, fold, folds, patches, patches_on_cpu
 
 
 def equation(rng, rank, *, groups=1, at_least=3, **given):
@@ -134,6 +134,39 @@ def test_gathered_patches(rank, groups):
     for _ in range(3):
         eqn, _, a, _ = with_outputs(rng, rank, groups=groups)
         np.testing.assert_array_equal(patches_on_cpu(eqn, a), patches(eqn, a))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_products_of_positions_folded_onto_the_data(rank, groups):
+    """They give, between the data of two examples, what they give between their patches."""
+    rng = np.random.default_rng([rank, groups])
+    for _ in range(4):
+        eqn, _, a, _ = with_outputs(rng, rank, groups=groups, lhs_dilation=(1,) * rank)
+        b = rng.normal(size=a.shape)
+        under = [patches(eqn, v) for v in (a, b)]
+        products = rng.normal(size=(2, groups, *[under[0].shape[1]] * 2))
+        want = np.einsum("gti,kgtu,gui->k", under[0], products, under[1])
+        (left, folded), (right, _) = (fold(eqn, v, products) for v in (a, b))
+        np.testing.assert_allclose(np.einsum("gxc,kgxy,gyc->k", left, folded, right), want, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, True),
+        ({"window_strides": (2, 2)}, False),
+        ({"window_strides": (1, 2)}, True),
+        ({"lhs_dilation": (2, 1)}, False),
+    ],
+)
+def test_products_are_folded_where_that_is_cheaper(given, expected):
+    def convolve(a, w):
+        options = {"window_strides": (1, 1), "padding": [(1, 1), (1, 1)]} | given
+        return lax.conv_general_dilated(a, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    (eqn,) = jax.make_jaxpr(convolve)(jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 4))).jaxpr.eqns
+    assert folds(eqn) is expected
 
 
 def test_bias_of_a_convolution_takes_the_kept_derivative():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
+from jax import export, lax
 from layerwise_cases import CASES, make
 
 from exporter.ntk.layerwise import contract, engine, lowering
@@ -51,7 +51,7 @@ def test_sites_get_the_expected_rules(name):
 def test_any_axes(seed):
     """Outputs of random shapes, each of their axes kept, traced or diagonal at random."""
     rng = np.random.default_rng(seed)
-    name = ["mlp", "tied", "conv", "batch norm", "attention", "weight norm"][seed % 6]
+    name = ["mlp", "tied", "linear tail", "batch norm", "attention", "weight norm"][seed % 6]
     fn, params, frozen, x1, x2 = make(CASES[name], seed)
     shape = [(6,), (2, 3), (3, 2), (1, 6), (2, 1, 3)][rng.integers(5)]
 
@@ -78,20 +78,59 @@ def test_both_sides_in_one_batch(name, rows, monkeypatch):
         assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
 
 
-@pytest.mark.parametrize("form", ["explicit", "gram"])
-@pytest.mark.parametrize("name", ["mlp", "conv", "batched weights", "tied", "attention", "recurrent", "nested scans"])
+NAMES = {"explicit": {"explicit", "joined"}, "gram": {"gram", "index"}, "shared": {"shared"}}
+
+
+@pytest.mark.parametrize("form", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "conv", "batched weights", "tied", "attention", "recurrent", "nested scans", "linear tail", "batch norm"],
+)
 def test_every_form_gives_the_same(name, form, monkeypatch):
-    """Whatever the cost model prefers."""
-    costs = (0.0, 1.0) if form == "gram" else (1.0, 0.0)
-    monkeypatch.setattr(Shape, "gram_cost", lambda *args, **kwargs: costs[0])
-    monkeypatch.setattr(Shape, "explicit_cost", lambda *args, **kwargs: costs[1])
+    """Whatever the cost model prefers, and outputs are done with."""
+    for other in NAMES:
+        monkeypatch.setattr(Shape, f"{other}_cost", lambda *args, cost=float(other != form), **kwargs: cost)
     fn, params, frozen, x1, x2 = make(CASES[name])
-    features = ExampleFeatures(fn, params, frozen, x1, counts=(4, 3), trace_axes=(), diagonal_axes=(1,))
-    forms = {c.form for c in features.components}
-    assert forms <= {"explicit", "joined"} if form == "explicit" else forms & {"gram", "index"}
-    kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(), diagonal_axes=(1,)))
-    want = reference_ntk(fn, params, frozen, x1, x2, trace_axes=(), diagonal_axes=(1,))
-    assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
+    for axes in (((), (1,)), ((), ()), ((1,), ())):
+        axes = dict(zip(("trace_axes", "diagonal_axes"), axes, strict=True))
+        features = ExampleFeatures(fn, params, frozen, x1, counts=(4, 3), **axes)
+        forms = {c.form for c in features.components}
+        assert forms <= NAMES[form] if form == "explicit" else forms & NAMES[form]
+        kernel = jax.jit(layerwise_kernel_fn(fn, **axes))
+        want = reference_ntk(fn, params, frozen, x1, x2, **axes)
+        assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("mlp", (0, 0, 1, 1)),
+        ("tied", (0, 0, 0, 0, 0, 1, 1)),
+        ("linear tail", (0, 1, 1, 1, 1)),
+        ("batch norm", (0, 0, 1)),
+        ("attention", (*(0,) * 6, 1, 1, 1, 1)),
+        ("recurrent", (0, 0, 0, 0, 0, 1)),
+        ("nested calls", (0, 0, 0)),
+    ],
+)
+def test_sites_after_which_all_is_linear_share_their_derivatives(name, shared):
+    fn, params, frozen, x, _ = make(CASES[name])
+    features = ExampleFeatures(fn, params, frozen, x, counts=(4, 4), trace_axes=(1,), diagonal_axes=())
+    assert tuple(int(site.shared) for site in features.sites) == shared
+
+
+def test_derivatives_multiplied_with_data_are_not_shared():
+    def fn(p, s, x):
+        y, (z, _) = x[0] @ p["a"], lax.top_k(x[0] @ p["b"], 2)
+        return jnp.where(x[0][:, :2] > 0, y * x[0][:, :2], lax.stop_gradient(y)) + z + x[0] @ p["c"] / 3 + x[0][:, :2]
+
+    rng = np.random.default_rng(0)
+    params = {k: rng.normal(size=(5, size)).astype(np.float32) for k, size in {"a": 2, "b": 4, "c": 2}.items()}
+    x1, x2 = ((rng.normal(size=(n, 5)).astype(np.float32),) for n in (4, 3))
+    features = ExampleFeatures(fn, params, {}, x1, counts=(4, 3), trace_axes=(1,), diagonal_axes=())
+    assert [site.shared for site in features.sites] == [False, False, True]
+    kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=()))
+    assert _relative_error(kernel(params, {}, x1, x2), reference_ntk(fn, params, {}, x1, x2)) < 1e-6
 
 
 @pytest.mark.parametrize("axes", [([1], [2]), ([2], [1]), ([1, 2], []), ([], [1, 2]), ([1], []), ([], [])])

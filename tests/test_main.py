@@ -332,7 +332,7 @@ class TestExport:
         assert re.search(r"^programs +\d+, for blocks of 1, 8, 64 examples$", out, re.MULTILINE)
         assert re.search(r"^variable +primitive +rule +form +T +I +J +GFLOP +MiB +share$", out, re.MULTILINE)
         assert re.search(
-            r"kernel +dot_general +dense +(gram|explicit)( +\d+){3}( +\d+\.\d+){2} +\d+\.\d%$", out, re.MULTILINE
+            r"kernel +dot_general +dense +(gram|explicit|shared)( +\d+){3}( +\d+\.\d+){2} +\d+\.\d%$", out, re.MULTILINE
         )
         assert not left_behind(folder)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from exporter.ntk.equations import aval, bind
-from exporter.ntk.layerwise import rules, uses
+from exporter.ntk.layerwise import linear, rules, uses
 from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true
 
 
@@ -68,6 +68,7 @@ class Site:
       perturbed: shape of the zeros added: the output's, or for the generic rule the parameter's.
       differentiated: whether the equation's data depends on parameters, so that derivatives pass through to it.
       scaled: whether nothing is done with the equation's output but to multiply it.
+      shared: whether the derivative at the output is the same for all examples.
       steps: lengths of the scans that it is in, outermost first.
     """
 
@@ -82,7 +83,13 @@ class Site:
     perturbed: tuple[int, ...]
     differentiated: bool
     scaled: bool = False
+    shared: bool = False
     steps: tuple[int, ...] = ()
+
+    @property
+    def fold(self) -> Callable[[Any, Any], tuple[Any, Any]] | None:
+        """How the shared form takes the site's data (see `rules.Rule`)."""
+        return self.rule.fold(self)
 
 
 class Trace:
@@ -111,7 +118,15 @@ class Trace:
         specs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in closed.jaxpr.invars]
         jax.eval_shape(lambda args: [value for value, _ in self._run(walk, args)], specs)
         scaled = uses.only_scaled(closed.jaxpr)
-        self.sites = tuple(dataclasses.replace(s, scaled=s.eqn.outvars[0] in scaled) for s in walk.sites)
+        shared = linear.shared_derivatives(closed.jaxpr, walk.derived, walk.data)
+        self.sites = tuple(
+            dataclasses.replace(
+                site,
+                scaled=site.eqn.outvars[0] in scaled,
+                shared=site.eqn.outvars[0] in shared and site.rule is not rules.GENERIC and not site.steps,
+            )
+            for site in walk.sites
+        )
         self.kept = uses.kept_derivatives(closed.jaxpr, walk.derived)
         self.materialized = (walk.meetings | self._convolved()) - self.kept
 
@@ -158,6 +173,7 @@ class _Walk:
         self._lowering, self._zeros, self._true = lowering, zeros, true
         self._materialized, self._params_only = materialized, params_only
         self.derived: set[Var] = set()
+        self.data: set[Var] = set()
         self.meetings: set[Var] = set()  # where derivatives of several uses meet, as in a residual connection
         self.sites: list[Site] = []
         self.saved: list[Any] = []
@@ -184,6 +200,7 @@ class _Walk:
             for v, (value, tag) in zip(eqn.outvars, outputs, strict=True):
                 env[v] = (self._keep(value) if v in self._materialized else value, tag)
         self.derived.update(v for v, (_, tag) in env.items() if tag is Sort.DERIVED)
+        self.data.update(v for v, (_, tag) in env.items() if tag in _DATA)
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: JaxprEqn, inputs: list[Tagged], place: tuple[int, ...]) -> list[Tagged]:

@@ -9,7 +9,11 @@ is a product of matrices over (c, P), the explicit form. Where G[b] = Σ_t a[b, 
 
     Σ_{b, t, u} <a[n, b, t], a[m, b, u]> Σ_c <D[n, d, c, k, b, t], D[m, d, c, l, b, u]>
 
-which never makes a G, and costs T² where that costs I J.
+which never makes a G, and costs T² where that costs I J. Where D is the same for all examples, its products
+
+    M[d, k, l, b, t, u] = Σ_c <D[d, c, k, b, t], D[d, c, l, b, u]>
+
+are made once, not for each pair, and the shared form is Σ_{b, t} <a[n, b, t], Σ_u M[b, t, u] a[m, b, u]>.
 
 Features are laid out such that with D = K = B = 1, as it mostly is, each product is one of plain matrices, the sum over
 their last axes: XLA:CPU transposes whatever is arranged otherwise, at several times the cost of the product.
@@ -74,6 +78,27 @@ class Shape:
         moved = 4.0 * self.batch * self.positions**2 * (1 + 4 * outputs.diagonal * outputs.kept**2)
         return n1 * n2 * (self.gram_flops(outputs, index=index) + BYTE_IN_FLOPS * moved)
 
+    def shared_flops(self, outputs: OutputAxes) -> float:
+        """Floating point operations of the shared form for one example, which apply the products of D to its data."""
+        return self.positions * self.shared_pair_flops(outputs)
+
+    def shared_pair_flops(self, outputs: OutputAxes) -> float:
+        """Those for one pair."""
+        return 2.0 * outputs.diagonal * outputs.kept**2 * self.batch * self.positions * self.data
+
+    def shared_numbers(self, outputs: OutputAxes) -> int:
+        """Numbers that are kept of one example: its data, before and after."""
+        return (1 + outputs.diagonal * outputs.kept**2) * self.batch * self.positions * self.data
+
+    def shared_cost(self, n1: int, n2: int, outputs: OutputAxes, folded: Shape) -> float:
+        """Cost of the shared form, whose products of D, of this shape, are applied to data of the `folded` shape."""
+        kept = outputs.diagonal * outputs.kept**2
+        products = 2.0 * self.batch * self.positions**2 * outputs.count * outputs.kept * self.derivative
+        moved = 4.0 * self.batch * kept * (self.positions**2 + folded.positions**2)
+        of_example = folded.shared_flops(outputs) + BYTE_IN_FLOPS * 4.0 * folded.shared_numbers(outputs)
+        of_side = products + BYTE_IN_FLOPS * moved
+        return 2 * of_side + (n1 + n2) * of_example + n1 * n2 * folded.shared_pair_flops(outputs)
+
     def explicit_cost(self, n1: int, n2: int, outputs: OutputAxes) -> float:
         """Cost of the explicit form."""
         moved = 4.0 * outputs.count * self.batch * self.data * self.derivative
@@ -118,6 +143,17 @@ def by_position(d: Array, outputs: tuple[int, int, int]) -> Array:
     return d.reshape(*d.shape[:-2], -1)
 
 
+def shared_products(d: Array, outputs: tuple[int, int, int]) -> Array:
+    """M (D, K, K, B, T, T) of the D (R, B, T, J) that all examples have."""
+    d = jnp.moveaxis(by_position(d, outputs), 1, 0)  # (K, D, B, T, C J)
+    return jnp.einsum("kdbtm,ldbum->dklbtu", d, d)
+
+
+def applied(products: Array, a: Array) -> Array:
+    """M (D, K, K, B, T, T) times a (B, T, I) of an example: (D, K, K, B T I)."""
+    return jnp.einsum("dklbtu,bui->dklbti", products, a).reshape(*products.shape[:3], -1)
+
+
 def explicit(g1: Array, g2: Array) -> Array:
     """G (n, D, K, M) on both sides, M over traced outputs and parameters, to (n1, n2, D, K1, K2)."""
     products = _products(*(jnp.moveaxis(g, 1, 0) for g in (g1, g2)))  # (D, n1, K1, n2, K2)
@@ -136,7 +172,18 @@ def index_gram(index1: Array, d1: Array, index2: Array, d2: Array) -> Array:
     return _sum_positions(same[None, :, None, :, :, None].astype(d1.dtype), d1[:, :, :, None], d2[:, :, :, None])
 
 
-FORMS: dict[str, Callable[..., Array]] = {"explicit": explicit, "gram": gram, "index": index_gram}
+def shared(a1: Array, _1: Array, a2: Array, applied2: Array) -> Array:
+    """a (n, M) and products applied to it (n, D, K, K, M) on both sides to (n1, n2, D, K1, K2)."""
+    (products,) = _products(a1[None], applied2.reshape(1, -1, a1.shape[-1]))
+    return products.reshape(-1, *applied2.shape[:-1])
+
+
+FORMS: dict[str, Callable[..., Array]] = {
+    "explicit": explicit,
+    "gram": gram,
+    "index": index_gram,
+    "shared": shared,
+}
 
 
 def contract(features1: dict[str, list[Any]], features2: dict[str, list[Any]]) -> Array:

@@ -184,6 +184,40 @@ def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
     return jnp.squeeze(a, 0).T[None] if groups == 1 else jnp.swapaxes(a, 1, 2)
 
 
+def folds(eqn: JaxprEqn) -> bool:
+    """Whether products of positions are cheaper to apply to the data itself than to its patches (see `fold`)."""
+    window = Window.of(eqn)
+    possible = set(window.stretches) <= {1} and max(window.kernel, default=1) <= MOST_TAPS
+    taps, inputs, outputs = (math.prod(sizes) for sizes in (window.kernel, window.inputs, window.outputs))
+    return possible and taps > 1 and inputs**2 <= outputs**2 * taps
+
+
+def fold(eqn: JaxprEqn, a: Array, products: Array) -> tuple[Array, Array]:
+    """The data (groups, batch and positions, channels of the group), and for it what `products` are for its patches.
+
+    With products p (..., groups, T, T) of output positions t and u, and patches a[t, k] of taps k,
+
+        Σ_{t, u, k} a[t, k] p[t, u] b[u, k] = Σ_{x, y} a[x] q[x, y] b[y]
+
+    where q, (..., groups, X, X) for positions x and y of the data, sums p over the taps that t, u are under x, y by.
+    """
+    dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    window = Window.of(eqn)
+    rank = len(window.inputs)
+    a = jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
+    batch, lead = a.shape[0], products.shape[:-2]
+    products = products.reshape(*lead, batch, *window.outputs, batch, *window.outputs)
+    for axis in range(rank):  # one axis after the other: fewer terms than taps
+        along, total = window.part(slice(axis, axis + 1)), jnp.zeros((), products.dtype)
+        for tap in range(window.kernel[axis]):
+            config = [(0, 0, 0)] * products.ndim
+            (config[axis - 2 * rank - 1],) = (config[axis - rank],) = along.onto_tap([tap])
+            total = total + lax.pad(products, jnp.zeros((), products.dtype), config)
+        products = total
+    size = batch * math.prod(window.inputs)
+    return jnp.swapaxes(a.reshape(size, groups, -1), 0, 1), products.reshape(*lead, size, size)
+
+
 def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     """The outputs of a `conv_general_dilated` equation, in a form that XLA is fast at on CPUs.
 

@@ -62,7 +62,7 @@ def _site_cost(features: ExampleFeatures, component: Component, k: int, group: t
     site, shape, axes = features.sites[k], features.shapes[k], features.axes
     form = {"joined": "explicit", "index": "gram"}.get(component.form, component.form)
     size = float(math.prod(site.steps + site.perturbed))
-    passes = 1 + axes.count * site.differentiated
+    passes = 1 + axes.count * (site.differentiated and not site.shared)
     example = passes * (2 * size if shape is None else shape.pass_flops())
     if form == "explicit" and group:
         example += axes.count * size if shape is None else shape.build_flops(axes)
@@ -73,6 +73,9 @@ def _site_cost(features: ExampleFeatures, component: Component, k: int, group: t
             row = 0 if component.bias is None else math.prod(features.sites[component.bias].shape)
             entries = math.prod(site.shape) + row
             pair, numbers = 2.0 * axes.count * axes.kept * entries, axes.count * entries
+        elif component.folded is not None:
+            example += component.folded.shared_flops(axes)
+            pair, numbers = component.folded.shared_pair_flops(axes), component.folded.shared_numbers(axes)
         elif joined is not None:
             index = component.form == "index"
             pair = joined.gram_flops(axes, index=index)

@@ -36,12 +36,13 @@ class Component:
     Attributes:
       groups: indices of the sites, those with one parameter together.
       leaves: the variables.
-      form: "gram", "index" (the Gram form of an embedding), "explicit", or "joined", the explicit form of one parameter
-        all of whose sites have factors of one kind.
+      form: "gram", "index" (the Gram form of an embedding), "shared", "explicit", or "joined", the explicit form of one
+        parameter all of whose sites have factors of one kind.
       pulled_back: whether Jacobians with respect to the groups' parameters become Jacobians with respect to the
         variables by the derivative of the prefix between them; else the one parameter is the one variable, its entries
         in some order.
       shape: of the factors of all sites of the one parameter together, None if there are none of one kind.
+      folded: of the data of the shared form, None in others.
       bias: the site of a bias that is one more row of this parameter.
     """
 
@@ -51,6 +52,7 @@ class Component:
     pulled_back: bool
     shape: Shape | None = None
     bias: int | None = None
+    folded: Shape | None = None
 
 
 class ExampleFeatures:
@@ -113,8 +115,10 @@ class ExampleFeatures:
         numbers = max(derivatives)  # of the site at work; the others' are no longer or not yet there
         for component in self.components:
             for group in component.groups:
-                kept = component.form in ("gram", "index")
-                numbers += sum(derivatives[k] for k in group) if kept else math.prod(self.sites[group[0]].shape)
+                if component.form in ("gram", "index"):
+                    numbers += sum(derivatives[k] for k in group)
+                elif component.form != "shared":  # which keeps as much for any number of traced outputs
+                    numbers += math.prod(self.sites[group[0]].shape)
         return max(1, memory // (examples * numbers * np.dtype(self.dtype).itemsize))
 
     def outputs_in_cache(self, examples: int) -> int:
@@ -145,8 +149,8 @@ class ExampleFeatures:
 
     def _derivative_bytes(self, examples: int) -> np.ndarray:
         """Bytes of each site's derivative of one output."""
-        sizes = np.array([math.prod(site.perturbed) for site in self.sites])
-        return examples * np.dtype(self.dtype).itemsize * sizes
+        sizes = np.array([math.prod(site.perturbed) * (1 if site.shared else examples) for site in self.sites])
+        return np.dtype(self.dtype).itemsize * sizes
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], basis: Array) -> Features:
         """The features of the examples.
@@ -165,8 +169,14 @@ class ExampleFeatures:
         Other derivatives are best left to be fused with what they go into.
         """
         differentiate, assemble = self._steps(trainable, frozen, basis)
-        left, right = contract.sides(jax.vmap(differentiate)(x), n1)
-        return jax.vmap(assemble)(*left), jax.vmap(assemble)(*right)
+        axes = [None if site.shared else 0 for site in self.sites]
+        saved, derivatives = jax.vmap(differentiate, out_axes=(0, axes))(x)
+        divided = [(d, d) if axis is None else contract.sides(d, n1) for d, axis in zip(derivatives, axes, strict=True)]
+        left, right = (
+            jax.vmap(assemble, in_axes=(0, axes))(data, [d[side] for d in divided])
+            for side, data in enumerate(contract.sides(saved, n1))
+        )
+        return left, right
 
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
@@ -196,6 +206,9 @@ class ExampleFeatures:
                 elif component.form == "joined":
                     a, d = self._joined_factors(component, saved, derivatives)
                     features["explicit"].append((contract.flat_joined(a, d, outputs),))
+                elif component.form == "shared":
+                    a, products = self._shared(component, saved, derivatives, outputs)
+                    features["shared"].append((a.reshape(-1), contract.applied(products, a)))
                 else:
                     a, d = self._joined_factors(component, saved, derivatives)
                     features[component.form].append((a, contract.by_position(d, outputs)))
@@ -225,6 +238,16 @@ class ExampleFeatures:
         if component.bias is not None:
             a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], -1)
         return a, d
+
+    def _shared(
+        self, component: Component, saved: list[Any], derivatives: list[Array], outputs: tuple[int, int, int]
+    ) -> tuple[Array, Array]:
+        """Data (B, S, I) of the component's one site, and the products (D, K, K, B, S, S) of the derivative for it."""
+        ((k,),) = component.groups
+        a, d = self._joined_factors(component, saved, derivatives)
+        products = contract.shared_products(d, outputs)
+        fold = self.sites[k].fold
+        return (a, products) if fold is None else fold(saved[k], products)
 
     @property
     def _pulled_back(self) -> list[Component]:
@@ -265,7 +288,8 @@ class ExampleFeatures:
             alone = len(groups) == 1 and self.sites[groups[0][0]].param.isometric
             shape = self._joined_shape(groups[0]) if alone and counts else None
             form = self._form(groups[0], shape, counts) if shape and counts else "explicit"
-            components.append(Component(tuple(groups), tuple(sorted(leaves)), form, not alone, shape))
+            folded = self._folded_shape(groups[0]) if form == "shared" else None
+            components.append(Component(tuple(groups), tuple(sorted(leaves)), form, not alone, shape, folded=folded))
         return self._with_biases(components)
 
     def _joined_shape(self, group: tuple[int, ...]) -> Shape | None:
@@ -281,9 +305,26 @@ class ExampleFeatures:
     def _form(self, group: tuple[int, ...], joined: Shape, counts: tuple[int, int]) -> str:
         """The cheapest form of sites of one parameter, which is its variable."""
         index = self.sites[group[0]].rule is rules.EMBEDDING
-        if joined.gram_cost(*counts, self.axes, index=index) < joined.explicit_cost(*counts, self.axes):
-            return "index" if index else "gram"
-        return "explicit" if index else "joined"
+        costs = {
+            "explicit" if index else "joined": joined.explicit_cost(*counts, self.axes),
+            "index" if index else "gram": joined.gram_cost(*counts, self.axes, index=index),
+        }
+        folded = self._folded_shape(group)
+        if folded is not None:
+            costs["shared"] = joined.shared_cost(*counts, self.axes, folded)
+        return min(costs, key=lambda form: costs[form])
+
+    def _folded_shape(self, group: tuple[int, ...]) -> Shape | None:
+        """The shape of the data that the shared form would be of, None if there is none."""
+        shape, site = self.shapes[group[0]], self.sites[group[0]]
+        if shape is None or len(group) > 1 or not site.shared or site.rule is rules.EMBEDDING:
+            return None
+        if site.fold is None:
+            return shape
+        data = aval(site.eqn.invars[1 - site.operand])
+        products = jax.ShapeDtypeStruct((shape.batch, shape.positions, shape.positions), site.dtype)
+        a, _ = jax.eval_shape(site.fold, jax.ShapeDtypeStruct(data.shape, data.dtype), products)
+        return dataclasses.replace(shape, positions=a.shape[1], data=a.shape[2])
 
     def _with_biases(self, components: list[Component]) -> list[Component]:
         """Biases made rows of the parameters of the products that they are added to, where that is cheaper."""
@@ -291,11 +332,14 @@ class ExampleFeatures:
         rows, gone = {}, set()
         for product, bias in biases.of_products(self._trace).items():
             site, row = alone.get(product), alone.get(bias)
-            if site is None or site.shape is None or site.form not in ("joined", "gram") or row is None or row in gone:
+            if site is None or site.shape is None or row is None or row in gone:
+                continue
+            if site.form not in ("joined", "gram") and site.folded != site.shape:
                 continue
             if self.axes.count * site.shape.derivative >= site.shape.data:  # the data is copied, D is not read again
                 shape = dataclasses.replace(site.shape, data=site.shape.data + 1)
-                rows[site] = dataclasses.replace(site, shape=shape, bias=bias)
+                folded = shape if site.form == "shared" else None
+                rows[site] = dataclasses.replace(site, shape=shape, bias=bias, folded=folded)
                 gone.add(row)
         return [rows.get(c, c) for c in components if c not in gone]
 

@@ -44,7 +44,8 @@ def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A function that XLA does not inline, so that it compiles calls with arguments of the same shapes once.
 
     Small operations are faster inlined, where those of several calls run beside each other: by up to a third.
-    Its results have two axes on their way: of more XLA chooses the order in memory, and then copies them.
+    Its results have two axes on their way: of more XLA chooses the order in memory, and then copies them. Past a barrier
+    all results are used by both sides; JAX would make a function for each of those that it uses.
     """
     fn = jax.jit(fn)
 
@@ -53,7 +54,7 @@ def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.map(lambda a: a.reshape(a.shape[0], -1), fn(*args))
 
     def call(*args: Any) -> Any:
-        results = set_xla_metadata(flat(*args), inlineable="false")
+        results = lax.optimization_barrier(set_xla_metadata(flat(*args), inlineable="false"))
         return jax.tree.map(lambda a, spec: a.reshape(spec.shape), results, jax.eval_shape(fn, *args))
 
     return call
