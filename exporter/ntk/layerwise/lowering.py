@@ -44,8 +44,8 @@ def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A function that XLA does not inline, so that it compiles calls with arguments of the same shapes once.
 
     Small operations are faster inlined, where those of several calls run beside each other: by up to a third.
-    Its results have two axes on their way: of more XLA chooses the order in memory, and then copies them. Past a barrier
-    all results are used by both sides; JAX would make a function for each of those that it uses.
+    Its results have two axes on their way: of more XLA chooses the order in memory, and then copies them. Past
+    a barrier both sides use all results; JAX would make a function for those that each of them uses.
     """
     fn = jax.jit(fn)
 
