@@ -13,7 +13,7 @@ which never makes a G, and costs T² where that costs I J. Where D is the same f
 
     M[d, k, l, b, t, u] = Σ_c <D[d, c, k, b, t], D[d, c, l, b, u]>
 
-are made once, not for each pair, and the shared form is Σ_{b, t} <a[n, b, t], Σ_u M[b, t, u] a[m, b, u]>.
+are made once, not for each pair, and the shared form is Σ_{b, t} <a[n, b, t], Σ_u M[d, k, l, b, t, u] a[m, b, u]>.
 
 Features are laid out such that with D = K = B = 1, as it mostly is, each product is one of plain matrices, the sum over
 their last axes: XLA:CPU transposes whatever is arranged otherwise, at several times the cost of the product.

@@ -22,7 +22,7 @@ class SiteCost:
         is a bias that is done with the product it is added to.
       sizes: T, I and J of its factors (see `contract`), None if it has none.
       example_flops: floating point operations for each example: the site's part of the forward pass, of a backward pass
-        for each output, and of making explicit features.
+        for each output, and of making features.
       pair_flops: for each pair of examples; 0 if counted for another site.
       bytes: of the features of one example; 0 if counted for another site.
     """
@@ -45,7 +45,7 @@ def site_costs(features: ExampleFeatures) -> list[SiteCost]:
     """The costs of all sites, in the model's order.
 
     Counted are products and sums of the sites themselves and of their features, not the elementwise operations between
-    them.
+    them, nor what is done once for all examples, where these share derivatives.
     """
     costs = {}
     for component in features.components:
