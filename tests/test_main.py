@@ -77,6 +77,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "models.py").write_text(textwrap.dedent(MODELS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "models", raising=False)  # of other tests
     yield tmp_path
     sys.modules.pop("models", None)
 
