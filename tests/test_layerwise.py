@@ -47,11 +47,11 @@ def test_sites_get_the_expected_rules(name):
     assert tuple(site.rule.name for site in features.sites) == case.rules
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(14))
 def test_any_axes(seed):
     """Outputs of random shapes, each of their axes kept, traced or diagonal at random."""
     rng = np.random.default_rng(seed)
-    name = ["mlp", "tied", "linear tail", "batch norm", "attention", "weight norm"][seed % 6]
+    name = ["mlp", "tied", "conv", "linear tail", "batch norm", "attention", "weight norm"][seed % 7]
     fn, params, frozen, x1, x2 = make(CASES[name], seed)
     shape = [(6,), (2, 3), (3, 2), (1, 6), (2, 1, 3)][rng.integers(5)]
 

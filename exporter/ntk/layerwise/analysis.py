@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -85,11 +85,6 @@ class Site:
     scaled: bool = False
     shared: bool = False
     steps: tuple[int, ...] = ()
-
-    @property
-    def fold(self) -> Callable[[Any, Any], tuple[Any, Any]] | None:
-        """How the shared form takes the site's data (see `rules.Rule`)."""
-        return self.rule.fold(self)
 
 
 class Trace:

@@ -246,8 +246,7 @@ class ExampleFeatures:
         ((k,),) = component.groups
         a, d = self._joined_factors(component, saved, derivatives)
         products = contract.shared_products(d, outputs)
-        fold = self.sites[k].fold
-        return (a, products) if fold is None else fold(saved[k], products)
+        return _folded(self.sites[k], saved[k], products) or (a, products)
 
     @property
     def _pulled_back(self) -> list[Component]:
@@ -287,8 +286,9 @@ class ExampleFeatures:
         for leaves, groups in merged:
             alone = len(groups) == 1 and self.sites[groups[0][0]].param.isometric
             shape = self._joined_shape(groups[0]) if alone and counts else None
-            form = self._form(groups[0], shape, counts) if shape and counts else "explicit"
-            folded = self._folded_shape(groups[0]) if form == "shared" else None
+            folded = self._folded_shape(groups[0]) if shape else None
+            form = self._form(groups[0], shape, folded, counts) if shape and counts else "explicit"
+            folded = folded if form == "shared" else None
             components.append(Component(tuple(groups), tuple(sorted(leaves)), form, not alone, shape, folded=folded))
         return self._with_biases(components)
 
@@ -302,14 +302,13 @@ class ExampleFeatures:
             return None
         return dataclasses.replace(shapes[0], positions=sum(s.positions for s in shapes if s is not None))
 
-    def _form(self, group: tuple[int, ...], joined: Shape, counts: tuple[int, int]) -> str:
+    def _form(self, group: tuple[int, ...], joined: Shape, folded: Shape | None, counts: tuple[int, int]) -> str:
         """The cheapest form of sites of one parameter, which is its variable."""
         index = self.sites[group[0]].rule is rules.EMBEDDING
         costs = {
             "explicit" if index else "joined": joined.explicit_cost(*counts, self.axes),
             "index" if index else "gram": joined.gram_cost(*counts, self.axes, index=index),
         }
-        folded = self._folded_shape(group)
         if folded is not None:
             costs["shared"] = joined.shared_cost(*counts, self.axes, folded)
         return min(costs, key=lambda form: costs[form])
@@ -319,12 +318,17 @@ class ExampleFeatures:
         shape, site = self.shapes[group[0]], self.sites[group[0]]
         if shape is None or len(group) > 1 or not site.shared or site.rule is rules.EMBEDDING:
             return None
-        if site.fold is None:
-            return shape
         data = aval(site.eqn.invars[1 - site.operand])
-        products = jax.ShapeDtypeStruct((shape.batch, shape.positions, shape.positions), site.dtype)
-        a, _ = jax.eval_shape(site.fold, jax.ShapeDtypeStruct(data.shape, data.dtype), products)
-        return dataclasses.replace(shape, positions=a.shape[1], data=a.shape[2])
+        folded = jax.eval_shape(
+            lambda data, products: _folded(site, data, products),
+            jax.ShapeDtypeStruct(data.shape, data.dtype),
+            jax.ShapeDtypeStruct((shape.batch, shape.positions, shape.positions), site.dtype),
+        )
+        return (
+            shape
+            if folded is None
+            else dataclasses.replace(shape, positions=folded[0].shape[1], data=folded[0].shape[2])
+        )
 
     def _with_biases(self, components: list[Component]) -> list[Component]:
         """Biases made rows of the parameters of the products that they are added to, where that is cheaper."""
@@ -357,6 +361,11 @@ def _factor_shape(site: Site) -> Shape | None:
     if site.rule is rules.EMBEDDING:
         return Shape(1, d.shape[1], site.shape[0], d.shape[2])
     return Shape(a.shape[0], a.shape[1], a.shape[2], d.shape[3])
+
+
+def _folded(site: Site, data: Array, products: Array) -> tuple[Array, Array] | None:
+    """A site's data and the products of its positions, folded by its rule if that has a better way than factors."""
+    return None if site.rule.fold is None else site.rule.fold(site, data, products)
 
 
 def _merge_small(explicit: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:

@@ -69,7 +69,7 @@ def _is_linear(eqn: JaxprEqn, derived: Collection[Var], data: Collection[Var]) -
         return [tangent for tangent in found if tangent.dtype != jax.dtypes.float0]
 
     traced = jax.make_jaxpr(tangents)(specs, [specs[k] for k in moved]).jaxpr
-    dependent = {given for given, v in zip(traced.invars, variables, strict=False) if v in data}
+    dependent = {given for given, v in zip(traced.invars[: len(specs)], variables, strict=True) if v in data}
     for step in traced.eqns:
         if any(v in dependent for v in step.invars if not isinstance(v, Literal)):
             dependent.update(step.outvars)

@@ -44,8 +44,8 @@ def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A function that XLA does not inline, so that it compiles calls with arguments of the same shapes once.
 
     Small operations are faster inlined, where those of several calls run beside each other: by up to a third.
-    Its results have two axes on their way: of more XLA chooses the order in memory, and then copies them. Past
-    a barrier both sides use all results; JAX would make a function for those that each of them uses.
+    Its results have two axes on their way: of more XLA chooses the order in memory, and then copies them. The
+    barrier uses all of them: JAX drops what a side has no use for, and so would make a function for each.
     """
     fn = jax.jit(fn)
 

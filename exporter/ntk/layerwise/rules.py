@@ -16,7 +16,6 @@ which Novak et al. 2022 (arXiv 2206.08720) call structured derivatives.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,8 +54,8 @@ class Rule:
       needs_data: whether that is used at all.
       factors: (site, data, D) to a (B, T, I) and D (R, B, T, J); None if G is not made of such factors. Of an embedding
         a is the index (T,), and D is (R, T, J).
-      fold: (site) to a function of the data and of products of D, (..., B, T, T) for the positions of a, that gives the
-        data as (B, S, I), which is less than a, and the products (..., B, S, S) for it; None if there is none.
+      fold: (site, data, products of D (..., B, T, T)) to the data as (B, S, I), less than a, and the products for it,
+        (..., B, S, S), or to None where a is better; None if it always is.
       assemble: (site, G (R, B, I, J)) to (R, *parameter).
       columns: the axes of the equation's output that B and J are made of; None if G is not made of such factors.
       elementwise: whether the parameter may be taken before it is repeated along axes of the output.
@@ -66,7 +65,7 @@ class Rule:
     explicit: Callable[[Site, Any, Array], Array] | None = None
     needs_data: bool = True
     factors: Callable[[Site, Any, Array], tuple[Array, Array]] | None = None
-    fold: Callable[[Site], Callable[[Array, Array], tuple[Array, Array]] | None] = lambda site: None
+    fold: Callable[[Site, Array, Array], tuple[Array, Array] | None] | None = None
     assemble: Callable[[Site, Array], Array] | None = None
     columns: Callable[[Site], Sequence[int]] | None = None
     elementwise: bool = False
@@ -190,10 +189,14 @@ def _conv_columns(site: Site) -> list[int]:
     return [site.eqn.params["dimension_numbers"].out_spec[1]]
 
 
+def _conv_fold(site: Site, data: Array, products: Array) -> tuple[Array, Array] | None:
+    return convolution.fold(site.eqn, data, products) if convolution.folds(site.eqn) else None
+
+
 CONVOLUTION = Rule(
     "convolution",
     factors=_conv_factors,
-    fold=lambda site: functools.partial(convolution.fold, site.eqn) if convolution.folds(site.eqn) else None,
+    fold=_conv_fold,
     assemble=_conv_assemble,
     columns=_conv_columns,
 )
