@@ -30,6 +30,10 @@ FUNCTIONS = {
     ),
     "of what is repeated": (lambda x: jnp.sin(jnp.broadcast_to(X, (4, 3))) @ x, {"dot_general"}),
     "nothing but repeated": (lambda x: jnp.broadcast_to(X, (4, 3)), set()),
+    "behind a barrier": (
+        lambda x: jnp.multiply(*lax.optimization_barrier((jnp.sin(X), jnp.cos(x)))),
+        {"cos", "mul"},
+    ),
     "an argument as it is": (lambda x: x, set()),
 }
 

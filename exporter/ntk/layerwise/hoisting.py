@@ -57,6 +57,8 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
             inputs = [read(v) for v in eqn.invars]
             if eqn.primitive.name in uses.CALLS:
                 outputs = run(*uses.called(eqn), inputs)
+            elif eqn.primitive.name == "optimization_barrier":
+                outputs = inputs  # else all of them are made in each iteration if one is
             elif any(isinstance(v, _Later) for v in inputs):
                 outputs = later(eqn, inputs)
             else:
