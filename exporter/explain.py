@@ -47,6 +47,9 @@ class Explanation:
             ("features", f"{_mib(choice.features_bytes)} for an example, computed once for each, as long as"),
             ("", f"one side of a request has at most {choice.resident:,} examples"),
         ]
+        columns = schedule.parts.columns if isinstance(schedule.parts, LayerwiseParts) else None
+        if columns is not None:
+            rows.append(("", f"of {columns[1]:,} outputs with the averaged kernel of the last layer's {columns[0]:,}"))
         if schedule.parts.passes > 1:
             rows.append(("", f"in {schedule.parts.passes} passes, of some of the outputs each"))
         if schedule.larger:

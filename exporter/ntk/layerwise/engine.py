@@ -69,6 +69,12 @@ class LayerwiseParts:
         self.passes = -(-axes.traced // self._outputs)
         self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
 
+    @property
+    def columns(self) -> tuple[int, int] | None:
+        """How many traced outputs the last layer has, and how many are computed for the same kernel, if fewer."""
+        narrowed = self._default.narrowed
+        return None if narrowed is None else narrowed.columns
+
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""
         return site_costs(self._default)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exporter.ntk.equations import aval
-from exporter.ntk.layerwise import biases, contract, lowering, rules
+from exporter.ntk.layerwise import biases, contract, heads, lowering, rules
 from exporter.ntk.layerwise.analysis import Site, Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.lowering import Lowering
@@ -65,6 +65,7 @@ class ExampleFeatures:
       shapes: of each site's factors, None where its rule has none.
       components: the sites, grouped.
       variables: paths of the parameters, in the order of `Param.leaves`.
+      narrowed: the model that is computed, if its last layer is narrower (see `heads`).
     """
 
     def __init__(
@@ -95,15 +96,18 @@ class ExampleFeatures:
         self.variables = tuple(sorted(trainable))
         example = tuple(jax.ShapeDtypeStruct(a.shape[1:] if self._coupled else (1, *a.shape[1:]), a.dtype) for a in x)
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
-        closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*specs, example)
+        closed = jax.make_jaxpr(apply_fn)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
+        rank = closed.out_avals[0].ndim
+        self.narrowed = heads.narrowed(closed, sizes[0], sizes[1], {a % rank for a in trace_axes})
+        closed = closed if self.narrowed is None else self.narrowed.closed
         self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], how)
-        self._shape, self.dtype = output.shape, output.dtype
+        self._shape, self.dtype = closed.out_avals[0].shape, closed.out_avals[0].dtype
         batch_axes = 0 if self._coupled else 1
         self.axes = OutputAxes(
-            output.shape[batch_axes:],
-            trace_axes=[a % output.ndim - batch_axes for a in trace_axes],
-            diagonal_axes=[a % output.ndim - batch_axes for a in diagonal_axes],
+            self._shape[batch_axes:],
+            trace_axes=[a % rank - batch_axes for a in trace_axes],
+            diagonal_axes=[a % rank - batch_axes for a in diagonal_axes],
         )
         self.sites = self._trace.sites
         self.shapes = [_factor_shape(site) for site in self.sites]
@@ -181,6 +185,8 @@ class ExampleFeatures:
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
+        if self.narrowed is not None:
+            variables = self.narrowed.variables(variables)
         pull_back = self._pull_back(variables)
         outputs = basis.shape[:3]
         basis = basis.reshape(-1, *self._shape)

@@ -81,7 +81,7 @@ def _all(jaxpr: Jaxpr, found: dict[Var, bool]) -> None:
 def only_scaled(jaxpr: Jaxpr) -> set[Var]:
     """Variables of a jaxpr, and of those inside it, with one use, a multiplication: their derivatives are products."""
     found = set()
-    uses = _uses(jaxpr)
+    uses = counts(jaxpr)
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in (*CALLS, "scan"):
             found |= only_scaled(called(eqn)[0])
@@ -90,7 +90,7 @@ def only_scaled(jaxpr: Jaxpr) -> set[Var]:
     return found
 
 
-def _uses(jaxpr: Jaxpr) -> Counter[Var]:
+def counts(jaxpr: Jaxpr) -> Counter[Var]:
     """How often each variable of a jaxpr is used in it, its outputs included."""
     variables = [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]
     return Counter(v for v in variables if not isinstance(v, Literal))
@@ -102,7 +102,7 @@ def added_to_products(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, JaxprEqn]]:
     Between the two may be other additions, and reshapes, and nothing else may use the product or what is between: so
     the derivative of the product's output is that of the sum.
     """
-    uses = _uses(jaxpr)
+    uses = counts(jaxpr)
     makers: dict[Var, JaxprEqn] = {}
     for eqn in jaxpr.eqns:
         makers.update((v, eqn) for v in eqn.outvars)
