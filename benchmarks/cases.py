@@ -22,7 +22,7 @@ class Case:
       name: on the command line.
       title: in the table.
       n: examples of each side of the kernel.
-      build: makes the Keras model, of `OUTPUTS` logits and one input.
+      build: makes the Keras model, of one input, and of `OUTPUTS` logits unless the title says otherwise.
       low, high: what the inputs are drawn from, uniformly: the range that the model expects.
       checked: the first examples of each side whose kernel is compared with the float64 reference.
     """
@@ -60,7 +60,7 @@ def _cnn() -> Any:
     return Model(image, layers.Dense(OUTPUTS, name="logits")(layers.Flatten()(x)))
 
 
-def _transformer(width: int = 128, heads: int = 4, length: int = 64, blocks: int = 2) -> Any:
+def _transformer(outputs: int = OUTPUTS, width: int = 128, heads: int = 4, length: int = 64, blocks: int = 2) -> Any:
     from keras import Input, Model, layers
 
     x = tokens = Input((length, width))
@@ -70,7 +70,7 @@ def _transformer(width: int = 128, heads: int = 4, length: int = 64, blocks: int
         hidden = layers.Dense(4 * width, activation="gelu", name=f"expand_{k}")(x)
         hidden = layers.Dense(width, name=f"project_{k}")(hidden)
         x = layers.LayerNormalization(name=f"norm_{k}")(layers.Add()([x, hidden]))
-    return Model(tokens, layers.Dense(OUTPUTS, name="logits")(layers.GlobalAveragePooling1D()(x)))
+    return Model(tokens, layers.Dense(outputs, name="logits")(layers.GlobalAveragePooling1D()(x)))
 
 
 def _lstm(units: int = 64, length: int = 32, features: int = 32) -> Any:
@@ -102,6 +102,7 @@ _TABLE = (
     Case("efficientnetb0", "EfficientNetB0 64×64", 2, _application("EfficientNetB0"), 0, 255),
     Case("convnext_tiny", "ConvNeXt-Tiny 64×64", 2, _application("ConvNeXtTiny"), 0, 255),
     Case("transformer", "Transformer, 2 layers, width 128, length 64", 8, _transformer, checked=8),
+    Case("transformer_1000", "the Transformer with 1,000 outputs", 2, lambda: _transformer(1000)),
     Case("lstm", "LSTM, 64 units, length 32", 16, _lstm, checked=16),
 )
 # In no table: to see in seconds whether the benchmark itself runs.

@@ -232,4 +232,4 @@ MODELS: dict[str, Callable[[Params, Tensor], Tensor]] = {
         transformer,
         lstm,
     )
-} | {"tiny": mlp}
+} | {"transformer_1000": transformer, "tiny": mlp}

@@ -124,7 +124,7 @@ def test_left_as_they_are(name):
     arguments = fn, params, frozen, x1, x2 = case.make()
     assert _features(case, arguments).narrowed is None
     kernel = jax.jit(layerwise_kernel_fn(fn, **case.axes))(params, frozen, x1, x2)
-    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 5e-6
 
 
 def test_of_coupled_examples():
