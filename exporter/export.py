@@ -109,6 +109,7 @@ def export_savedmodel(
                 served=plan.served,
                 coupled=plan.coupled,
                 requests=requests,
+                note=note,
             )
             programs = f"{compiled} programs, " if compiled else ""
             kinks = max(verification.at_kinks.values(), default=0.0)

@@ -22,6 +22,7 @@ from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.ntk.precision import in_float64
 from exporter.ntk.reference import Vjps, jitted_vjps, reference_ntk
+from exporter.progress import Note
 from exporter.sampling import sample_inputs
 from exporter.signatures import SIGNATURES, input_names, param_names
 from serving import reference
@@ -78,6 +79,7 @@ def verify(
     served: FunctionalModel,
     coupled: bool,
     requests: Mapping[str, Sequence[int]],
+    note: Note = lambda text: None,
 ) -> Verification:
     """Compares all that a SavedModel computes with float64.
 
@@ -90,6 +92,7 @@ def verify(
       served: the model with the dtypes of the SavedModel's inputs and variables.
       coupled: whether examples influence each other; then no example may be repeated.
       requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
+      note: told how far it is.
 
     Returns:
       What was measured.
@@ -103,8 +106,10 @@ def verify(
     sides = {"x": x, "x1": x, "x2": tuple(a[: reference.few(n)] for a in x)}
     params = _perturbed(model.trainable)
     vjps = jitted_vjps(model.apply_fn, model.trainable, model.frozen, x)
+    vjps = _counted(vjps, n * math.prod(size or 1 for size in model.output.shape[1:]), note)
     expected = _reference(model, ntk, sides, params, signatures, coupled, vjps)
     requests = {} if coupled else requests
+    note("the SavedModel, in a process of its own")
     outputs, seconds = _run(saved_model, served, sides, params, signatures, requests)
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
@@ -149,6 +154,20 @@ def _affordable_examples(model: FunctionalModel, ntk: NtkConfig, examples: int) 
     parameters = sum(v.size for v in model.trainable.values())
     most = min(MOST_NUMBERS / math.prod(size or 1 for size in outputs), MOST_NUMBERS_AT_ONCE / kept) / parameters
     return max(1, min(examples, int(most)))
+
+
+def _counted(vjps: Vjps, of_kernel: int, note: Note) -> Vjps:
+    """`vjps` that tells how many gradients it has computed; a kernel needs so many at least."""
+    done = 0
+
+    def counted(trainable: Any, frozen: Any, x: tuple[Any, ...], cotangents: Any) -> list[Any]:
+        nonlocal done
+        gradients = vjps(trainable, frozen, x, cotangents)
+        done += len(cotangents)
+        note(f"{done:,} float64 gradients, {of_kernel:,} for a kernel")
+        return gradients
+
+    return counted
 
 
 def _perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ def plan():
     return make_plan(Linear(), NtkConfig(), ExportConfig())
 
 
-def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requests=None):
+def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requests=None, **kwargs):
     return verify(
         path,
         plan.model,
@@ -44,6 +44,7 @@ def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requ
         served=plan.served,
         coupled=plan.coupled,
         requests=requests or {},
+        **kwargs,
     )
 
 
@@ -64,6 +65,14 @@ KINDS = ("signature", "method")
 def right_kernel(plan, n=8):
     (x,) = sample_inputs(plan.model.inputs, n)
     return x.astype(np.float64) @ x.T + 1
+
+
+def test_tells_how_far_it_is(plan, answers):
+    answers(ntk_symmetric=right_kernel(plan))
+    notes = []
+    check(plan, None, note=notes.append)
+    assert notes[0] == "3 float64 gradients, 24 for a kernel"  # of 8 examples with 3 outputs
+    assert notes[-2:] == ["24 float64 gradients, 24 for a kernel", "the SavedModel, in a process of its own"]
 
 
 # Written SavedModels
