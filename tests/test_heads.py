@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from exporter.ntk.layerwise import heads
 from exporter.ntk.layerwise.engine import LayerwiseParts, layerwise_kernel_fn
@@ -156,6 +157,15 @@ def test_in_parts_and_passes():
         for k in range(parts.passes)
     )
     assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+
+
+def test_calls_no_library():
+    """Which TensorFlow would not have: JAX's own decompositions are such calls."""
+    fn, params, frozen, x1, x2 = NARROWED["classifier"].make()
+    kernel = jax.jit(layerwise_kernel_fn(fn, **NARROWED["classifier"].axes))
+    exported = export.export(kernel, platforms=("cpu", "cuda", "tpu"))(params, frozen, x1, x2)
+    assert "while" in exported.mlir_module()
+    assert "custom_call" not in exported.mlir_module()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

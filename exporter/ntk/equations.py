@@ -1,11 +1,11 @@
-"""Evaluating single equations of a jaxpr."""
+"""Evaluating jaxprs and their equations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
@@ -13,6 +13,23 @@ def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     subfuns, params = eqn.primitive.get_bind_params(eqn.params)
     out = eqn.primitive.bind(*subfuns, *values, **params)
     return out if eqn.primitive.multiple_results else [out]
+
+
+def evaluate(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    bind: Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]] = bind,
+) -> list[Any]:
+    """The outputs of a jaxpr, whose equations `bind` evaluates."""
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, bind(eqn, [read(v) for v in eqn.invars]), strict=True))
+    return [read(v) for v in jaxpr.outvars]
 
 
 def aval(variable: Any) -> Any:

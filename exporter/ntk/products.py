@@ -8,16 +8,16 @@ oracle's must not be wrong in the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
-from exporter.ntk.equations import aval, bind
+from exporter.ntk.equations import aval, bind, evaluate
 
 Array = Any
 
@@ -31,20 +31,14 @@ def with_convolutions_as_products(fn: Callable[..., Array]) -> Callable[..., Arr
 
     def evaluated(*args: Any) -> Array:
         closed = jax.make_jaxpr(fn)(*args)
-        env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        env.update(zip(closed.jaxpr.invars, jax.tree.leaves(args), strict=True))
-
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, Literal) else env[v]
-
-        for eqn in closed.jaxpr.eqns:
-            values = [read(v) for v in eqn.invars]
-            outs = [_convolution(eqn, *values)] if _is_convolution(eqn) else bind(eqn, values)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        (output,) = map(read, closed.jaxpr.outvars)
+        (output,) = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), _bind)
         return output
 
     return evaluated
+
+
+def _bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    return [_convolution(eqn, *values)] if _is_convolution(eqn) else bind(eqn, values)
 
 
 def _is_convolution(eqn: JaxprEqn) -> bool:

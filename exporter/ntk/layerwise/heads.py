@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from exporter.ntk.equations import aval, bind
+from exporter.ntk.equations import aval, bind, evaluate
 from exporter.ntk.layerwise import uses
 
 Array = Any
@@ -58,10 +58,12 @@ def narrowed(closed: ClosedJaxpr, trainable: int, frozen: int, traced: Collectio
       frozen: the number of these.
       traced: axes of the output that the kernel is averaged over.
     """
-    if not _has_wide_products(closed.jaxpr):
+    (output,) = closed.jaxpr.outvars
+    axis = _last_axis(output)
+    if axis not in traced or not _has_wide_product(closed.jaxpr, aval(output).shape[axis]):
         return None
     head = _find(_inlined(closed), trainable, trainable + frozen)
-    if head is None or head.axis not in traced:
+    if head is None:
         return None
     args = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in closed.in_avals]
     variables = jax.eval_shape(head.variables, args[: trainable + frozen])
@@ -116,7 +118,8 @@ class _Head:
       product: of the layer's inputs and W.
       kernel: of which W is made, None if it is not of trainable variables.
       biases: trainable ones.
-      after: the equations between the product and the output, which only add biases and change shapes.
+      around: the equations that make W and biases of their variables, and those from the product to the output. They add
+        biases and change shapes, nothing else, of the input whose number is given with each.
       axis: of the output's columns.
     """
 
@@ -124,7 +127,7 @@ class _Head:
     product: JaxprEqn
     kernel: _Reordered | None
     biases: Sequence[_Reordered]
-    after: Sequence[JaxprEqn]
+    around: Sequence[tuple[JaxprEqn, int]]
     axis: int
 
     def variables(self, variables: Sequence[Array]) -> list[Array]:
@@ -138,22 +141,16 @@ class _Head:
 
     def evaluate(self, *args: Array) -> Array:
         """The output of the narrower model, of its variables and the data."""
-        jaxpr = self.closed.jaxpr
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
 
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, Literal) else env[v]
+        def narrow(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
+            if eqn is self.product:
+                z, w = values
+                return bind(eqn, [z, self._narrow(w) if self.kernel is None else w])
+            passed_on = [values[k] for other, k in self.around if eqn is other]
+            return passed_on or bind(eqn, values)
 
-        trainable = [*self.biases, *([] if self.kernel is None else [self.kernel])]
-        replaced = [self.product, *self.after, *(eqn for variable in trainable for eqn in variable.eqns)]
-        for eqn in jaxpr.eqns:
-            if not any(eqn is other for other in replaced):
-                env.update(zip(eqn.outvars, bind(eqn, [read(v) for v in eqn.invars]), strict=True))
-        z, w = self.product.invars
-        r = self._narrow(read(w)) if self.kernel is None else args[self.kernel.leaf]
-        (y,) = bind(self.product, [read(z), r])
-        output = aval(jaxpr.outvars[0])
+        (y,) = evaluate(self.closed.jaxpr, self.closed.consts, args, narrow)
+        output = self.closed.out_avals[0]
         shape = [y.shape[-1] if axis == self.axis else size for axis, size in enumerate(output.shape)]
         y = y.reshape(shape).astype(output.dtype)
         for bias in self.biases:
@@ -192,47 +189,48 @@ def _find(closed: ClosedJaxpr, trainable: int, variables: int) -> _Head | None:
 
     (v,) = jaxpr.outvars
     axis = _last_axis(v)
-    after: list[JaxprEqn] = []
+    columns = aval(v).shape[axis]
+    around: list[tuple[JaxprEqn, int]] = []
     added: list[tuple[Var, int]] = []  # with the axis of the columns
     while used[v] == 1 and v in makers and makers[v].primitive.name in (*_IN_ORDER, "add", "add_any"):
-        inputs = [u for u in makers[v].invars if not isinstance(u, Literal)]
-        between = [u for u in inputs if u in data]
-        if len(between) != 1 or aval(between[0]).size != aval(v).size:
+        inputs = makers[v].invars
+        of_data = [k for k, u in enumerate(inputs) if not isinstance(u, Literal) and u in data]
+        if len(of_data) != 1 or aval(inputs[of_data[0]]).size != aval(v).size:
             return None
-        after.append(makers[v])
-        added += [(u, _last_axis(v)) for u in inputs if u in trained and u not in data]
-        (v,) = between
-    if used[v] != 1 or v not in makers or not _is_wide(makers[v]):
+        around.append((makers[v], of_data[0]))
+        others = [u for u in inputs if not isinstance(u, Literal) and u not in data]
+        added += [(u, _last_axis(v)) for u in others if u in trained]
+        v = inputs[of_data[0]]
+    if used[v] != 1 or v not in makers or not _is_wide(makers[v], columns):
         return None
     product = makers[v]
     z, w = product.invars
-    _, columns = _rows_and_columns(product)
-    if z not in data or w in data or aval(jaxpr.outvars[0]).shape[axis] != columns:
-        return None
-    if any(aval(b).size != columns or aval(b).shape[k] != columns for b, k in added):
+    if z not in data or w in data or any(aval(b).size != columns or aval(b).shape[k] != columns for b, k in added):
         return None
     kernel, biases = reordered(w) if w in trained else None, [reordered(b) for b, _ in added]
     if (kernel is None and w in trained) or None in biases:
         return None
-    return _Head(closed, product, kernel, [b for b in biases if b is not None], after, axis)
+    around += [(eqn, 0) for variable in (kernel, *biases) if variable is not None for eqn in variable.eqns]
+    return _Head(closed, product, kernel, [b for b in biases if b is not None], around, axis)
 
 
-def _has_wide_products(jaxpr: Jaxpr) -> bool:
+def _has_wide_product(jaxpr: Jaxpr, columns: int) -> bool:
+    """Whether there is one in a jaxpr, or in those that it calls."""
     return any(
-        _has_wide_products(uses.called(eqn)[0]) if eqn.primitive.name in uses.CALLS else _is_wide(eqn)
+        _has_wide_product(uses.called(eqn)[0], columns) if eqn.primitive.name in uses.CALLS else _is_wide(eqn, columns)
         for eqn in jaxpr.eqns
     )
 
 
-def _is_wide(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a product with a matrix W of many columns, more than rows, which are its output's last."""
+def _is_wide(eqn: JaxprEqn, columns: int) -> bool:
+    """Whether an equation is a product with a W of so many columns, enough of them; they are its output's last axis."""
     if eqn.primitive.name != "dot_general":
         return False
     (_, contracted), batch = eqn.params["dimension_numbers"]
     if any(batch) or aval(eqn.invars[1]).ndim != len(contracted) + 1:
         return False
-    rows, columns = _rows_and_columns(eqn)
-    return columns >= max(MANY, WIDE * rows)
+    rows, wide = _rows_and_columns(eqn)
+    return wide == columns and wide >= max(MANY, WIDE * rows)
 
 
 def _rows_and_columns(product: JaxprEqn) -> tuple[int, int]:
@@ -261,16 +259,10 @@ def _inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
     """The same jaxpr with what it calls in the place of the calls."""
 
     def run(jaxpr: Jaxpr, consts: Sequence[Array], args: Sequence[Array]) -> list[Array]:
-        env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+        return evaluate(jaxpr, consts, args, inline)
 
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, Literal) else env[v]
-
-        for eqn in jaxpr.eqns:
-            inputs = [read(v) for v in eqn.invars]
-            outputs = run(*uses.called(eqn), inputs) if eqn.primitive.name in uses.CALLS else bind(eqn, inputs)
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+    def inline(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
+        return run(*uses.called(eqn), values) if eqn.primitive.name in uses.CALLS else bind(eqn, values)
 
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in closed.in_avals]
     return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*specs)
