@@ -118,8 +118,8 @@ class _Head:
       product: of the layer's inputs and W.
       kernel: of which W is made, None if it is not of trainable variables.
       biases: trainable ones.
-      around: the equations that make W and biases of their variables, and those from the product to the output. They add
-        biases and change shapes, nothing else, of the input whose number is given with each.
+      around: the equations that make W and biases of their variables, and those from the product to the output; they
+        add biases and change shapes, nothing else, of the input whose number is given with each.
       axis: of the output's columns.
     """
 
