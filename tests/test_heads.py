@@ -140,7 +140,7 @@ def test_of_coupled_examples():
         fn, params, frozen, tuple(a[None] for a in x1), counts=None, trace_axes=(1,), diagonal_axes=()
     )
     assert features.narrowed.columns == (V, F)
-    kernel = layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=(), coupled=True)(params, frozen, x1, x2)
+    kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=(), coupled=True))(params, frozen, x1, x2)
     want = reference_ntk(fn, params, frozen, x1, x2, trace_axes=(1,), coupled=True)
     assert _relative_error(kernel, want) < 1e-6
 
@@ -152,9 +152,9 @@ def test_in_parts_and_passes():
     parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes, passes=3)
     assert parts.columns == (V, F)
     assert parts.passes == 2  # of four columns, two each
+    features, contract = map(jax.jit, (parts.features, parts.contract))
     kernel = sum(
-        parts.contract(params, frozen, *(parts.features(params, frozen, x, k) for x in (x1, x2)))
-        for k in range(parts.passes)
+        contract(params, frozen, *(features(params, frozen, x, k) for x in (x1, x2))) for k in range(parts.passes)
     )
     assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
 
@@ -185,5 +185,5 @@ def test_layers_whose_columns_are_alike():
     case = NARROWED["classifier"]
     fn, params, frozen, x1, x2 = case.make()
     params["w"][:] = params["w"][:1]
-    kernel = layerwise_kernel_fn(fn, **case.axes)(params, frozen, x1, x2)
+    kernel = jax.jit(layerwise_kernel_fn(fn, **case.axes))(params, frozen, x1, x2)
     assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
