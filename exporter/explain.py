@@ -41,15 +41,16 @@ class Explanation:
             ("programs", f"{count_programs(names, schedule)}, for blocks of {sizes} examples"),
             ("memory", f"{_mib(choice.bytes)} of {_mib(budget)} for a request at most, besides inputs and result"),
         ]
+        columns = schedule.parts.columns if isinstance(schedule.parts, LayerwiseParts) else None
+        if columns is not None:
+            wide, narrow = columns
+            rows.append(("outputs", f"{narrow:,}, which have the averaged kernel of the last layer's {wide:,}"))
         if not choice.features_bytes:
             return [*rows, ("features", "none: each pair of blocks is computed by itself")]
         rows += [
             ("features", f"{_mib(choice.features_bytes)} for an example, computed once for each, as long as"),
             ("", f"one side of a request has at most {choice.resident:,} examples"),
         ]
-        columns = schedule.parts.columns if isinstance(schedule.parts, LayerwiseParts) else None
-        if columns is not None:
-            rows.append(("", f"of {columns[1]:,} outputs with the averaged kernel of the last layer's {columns[0]:,}"))
         if schedule.parts.passes > 1:
             rows.append(("", f"in {schedule.parts.passes} passes, of some of the outputs each"))
         if schedule.larger:
