@@ -41,10 +41,6 @@ class Explanation:
             ("programs", f"{count_programs(names, schedule)}, for blocks of {sizes} examples"),
             ("memory", f"{_mib(choice.bytes)} of {_mib(budget)} for a request at most, besides inputs and result"),
         ]
-        columns = schedule.parts.columns if isinstance(schedule.parts, LayerwiseParts) else None
-        if columns is not None:
-            wide, narrow = columns
-            rows.append(("outputs", f"{narrow:,}, which have the averaged kernel of the last layer's {wide:,}"))
         if not choice.features_bytes:
             return [*rows, ("features", "none: each pair of blocks is computed by itself")]
         rows += [

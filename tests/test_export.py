@@ -398,18 +398,6 @@ def test_explain_writes_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_many_classes(tmp_path):
-    """Computed as fewer, whatever the parameters are."""
-    L = keras.layers
-    model = keras.Sequential([keras.Input((4,)), L.Dense(5, "tanh"), L.Dense(80)])
-    models.randomize(model.variables)
-    assert "outputs         5, which have the averaged kernel of the last layer's 80" in str(explain(model))
-    config = ExportConfig(signatures=("ntk", "ntk_with_params"), platforms=("cpu",))
-    errors = export_savedmodel(model, tmp_path, export=config).manifest["verification"]["errors"]
-    assert set(errors) == {f"{kind}/{name}" for kind in ("signature", "method") for name in config.signatures}
-    assert max(errors.values()) < 5e-6
-
-
 def test_calls_of_functions_leave_their_graphs_as_they_are(exported):
     """Or TensorFlow would optimize each of them at its first call from each other one."""
     saved_model = saved_model_pb2.SavedModel.FromString((exported("many_outputs").path / "saved_model.pb").read_bytes())

@@ -12,6 +12,7 @@ from jax import export
 from exporter.ntk.layerwise import heads
 from exporter.ntk.layerwise.engine import LayerwiseParts, layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
+from exporter.ntk.precision import in_float64
 from exporter.ntk.reference import reference_ntk
 
 F, V = 4, 64
@@ -73,7 +74,7 @@ NARROWED = {
     "of two axes": Case(
         lambda p, s, x: jnp.einsum("nij,jvi->nv", _hidden(p, x).reshape(-1, 2, 2), p["w"]), {"w": (2, V, 2)}
     ),
-    "frozen": Case(lambda p, s, x: _hidden(p, x) @ jnp.tanh(s["w"]) + s["b"], {}, LAYER),
+    "frozen": Case(lambda p, s, x: _hidden(p, x) @ s["w"] + jnp.tanh(s["b"]), {}, LAYER),
     "frozen, but not its bias": Case(lambda p, s, x: _hidden(p, x) @ s["w"] + p["b"], {"b": (V,)}, {"w": (F, V)}),
     "trained alone": Case(lambda p, s, x: jnp.tanh(x @ s["c"]) @ p["w"], {"w": (F, V)}, {"c": (5, F)}),
     "as many positions as columns": Case(lambda p, s, x: _hidden(p, x) @ p["w"] + p["b"], LAYER, x=(V, 5)),
@@ -88,6 +89,8 @@ AS_THEY_ARE = {
     "not wide": Case(lambda p, s, x: _hidden(p, x) @ p["w"], {"w": (F, F)}),
     "used twice": Case(lambda p, s, x: jnp.tanh(_hidden(p, x) @ p["w"].T) @ p["w"], {"w": (F, V)}, before=(5, V)),
     "made of a variable": Case(_weight_norm, {"w": (F, V)}),
+    "made of a frozen one": Case(lambda p, s, x: _hidden(p, x) @ jnp.tanh(s["w"]) + p["b"], {"b": (V,)}, {"w": (F, V)}),
+    "a constant": Case(lambda p, s, x: _hidden(p, x) @ jnp.ones((F, V)), {}),
     "a bias of one number": Case(lambda p, s, x: _hidden(p, x) @ p["w"] + p["b"], {"w": (F, V), "b": (1,)}),
     "a bias of positions": Case(
         lambda p, s, x: _hidden(p, x) @ p["w"] + p["b"][:, None], {"w": (F, V), "b": (V,)}, x=(V, 5)
@@ -102,7 +105,7 @@ AS_THEY_ARE = {
 
 def _features(case, arguments):
     fn, params, frozen, x, _ = arguments
-    return ExampleFeatures(fn, params, frozen, x, counts=(4, 3), **case.axes)
+    return ExampleFeatures(fn, params, frozen, x, counts=(4, 3), **case.axes, narrow=True)
 
 
 def _relative_error(got, want):
@@ -137,7 +140,7 @@ def test_of_coupled_examples():
 
     _, params, frozen, x1, x2 = NARROWED["classifier"].make()
     features = ExampleFeatures(
-        fn, params, frozen, tuple(a[None] for a in x1), counts=None, trace_axes=(1,), diagonal_axes=()
+        fn, params, frozen, tuple(a[None] for a in x1), counts=None, trace_axes=(1,), diagonal_axes=(), narrow=True
     )
     assert features.narrowed.columns == (V, F)
     kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=(), coupled=True))(params, frozen, x1, x2)
@@ -145,17 +148,24 @@ def test_of_coupled_examples():
     assert _relative_error(kernel, want) < 1e-6
 
 
-def test_in_parts_and_passes():
-    """As artefacts have it: features once for each example, of some of the narrower layer's outputs at a time."""
-    case = NARROWED["of each position"]
+def test_not_in_parts():
+    """Features of different programs must be of one R, and R is not the only one of its kind."""
+    case = NARROWED["classifier"]
     fn, params, frozen, x1, x2 = case.make()
-    parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes, passes=3)
-    assert parts.columns == (V, F)
-    assert parts.passes == 2  # of four columns, two each
+    parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes)
     features, contract = map(jax.jit, (parts.features, parts.contract))
-    kernel = sum(
-        contract(params, frozen, *(features(params, frozen, x, k) for x in (x1, x2))) for k in range(parts.passes)
-    )
+    kernel = contract(params, frozen, *(features(params, frozen, x) for x in (x1, x2)))
+    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+    assert max(a.size for a in jax.tree.leaves(features(params, frozen, x1))) >= len(x1[0]) * V
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_some_outputs_at_a_time(outputs, monkeypatch):
+    """With R made once, before the loop over parts of the narrower layer's outputs."""
+    monkeypatch.setattr(ExampleFeatures, "outputs_in_cache", lambda *args: outputs)
+    case = NARROWED["classifier"]
+    fn, params, frozen, x1, x2 = case.make()
+    kernel = jax.jit(layerwise_kernel_fn(fn, **case.axes))(params, frozen, x1, x2)
     assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
 
 
@@ -178,6 +188,15 @@ def test_factor(rank, dtype):
         m = jnp.asarray(w @ w.T, dtype)
         r = np.asarray(jax.jit(heads.factor)(m), np.float64)
     np.testing.assert_allclose(r @ r.T, m, rtol=0, atol=4 * np.finfo(dtype).eps * np.max(np.abs(m)))
+
+
+def test_factor_traced_in_float32_and_evaluated_in_float64():
+    """As kernels with precision float64 are."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(40, 50)) * 10.0 ** rng.uniform(-6, 0, (40, 1))
+    with jax.experimental.enable_x64():
+        r = np.asarray(jax.jit(in_float64(heads.factor, jax.ShapeDtypeStruct((40, 40), np.float32)))(w @ w.T))
+    assert np.max(np.abs(r @ r.T - w @ w.T)) < 1e-14 * np.max(w @ w.T)
 
 
 def test_layers_whose_columns_are_alike():

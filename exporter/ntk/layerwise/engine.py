@@ -69,12 +69,6 @@ class LayerwiseParts:
         self.passes = -(-axes.traced // self._outputs)
         self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
 
-    @property
-    def columns(self) -> tuple[int, int] | None:
-        """How many traced outputs the last layer has, and how many are computed for the same kernel, if fewer."""
-        narrowed = self._default.narrowed
-        return None if narrowed is None else narrowed.columns
-
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""
         return site_costs(self._default)
@@ -144,6 +138,7 @@ def layerwise_kernel_fn(
                 trace_axes=trace_axes,
                 diagonal_axes=diagonal_axes,
                 how=how,
+                narrow=True,
             )
 
         def computed_by(how: Lowering) -> Array:
@@ -177,6 +172,7 @@ def _kernel(
     memory: int,
     how: Lowering,
 ) -> Array:
+    trainable, frozen = left.variables_of(trainable, frozen)
     together = counts is not None and x2 is not None and _better_together(left)
     called = how.called if _large_and_alike(left, counts) else jax.jit
     features1 = called(left.compute)

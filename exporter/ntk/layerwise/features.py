@@ -79,6 +79,7 @@ class ExampleFeatures:
         trace_axes: Sequence[int],
         diagonal_axes: Sequence[int],
         how: Lowering = lowering.DEFAULT,
+        narrow: bool = False,
     ) -> None:
         """Traces `apply_fn` on one example and decides how each site is contracted.
 
@@ -91,6 +92,9 @@ class ExampleFeatures:
           trace_axes: axes of the output to average over, counted from the batch axis and not negative.
           diagonal_axes: axes of the output of which only equal positions are kept.
           how: what is done for the platform.
+          narrow: whether to take the model with a narrower last layer, if it has one (see `heads`). The variables of
+            both sides of a kernel are then `narrowed.variables` of the model's, made once: R is not the only one of its
+            kind, and that of another program need not be the same one.
         """
         self._coupled, self._cache = counts is None, how.cache
         self.variables = tuple(sorted(trainable))
@@ -99,7 +103,8 @@ class ExampleFeatures:
         closed = jax.make_jaxpr(apply_fn)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
         rank = closed.out_avals[0].ndim
-        self.narrowed = heads.narrowed(closed, sizes[0], sizes[1], {a % rank for a in trace_axes})
+        traced = {a % rank for a in trace_axes}
+        self.narrowed = heads.narrowed(closed, sizes[0], sizes[1], traced) if narrow else None
         closed = closed if self.narrowed is None else self.narrowed.closed
         self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], how)
         self._shape, self.dtype = closed.out_avals[0].shape, closed.out_avals[0].dtype
@@ -112,6 +117,14 @@ class ExampleFeatures:
         self.sites = self._trace.sites
         self.shapes = [_factor_shape(site) for site in self.sites]
         self.components = tuple(self._components(counts))
+
+    def variables_of(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
+        """Those that the features are computed of, made of the model's."""
+        if self.narrowed is None:
+            return trainable, frozen
+        leaves, tree = jax.tree.flatten((trainable, frozen))
+        trainable, frozen = jax.tree.unflatten(tree, self.narrowed.variables(leaves))
+        return trainable, frozen
 
     def outputs_at_once(self, examples: int, memory: int) -> int:
         """How many outputs' features, of so many examples, fit into so many bytes; 1 at least."""
@@ -185,8 +198,6 @@ class ExampleFeatures:
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
-        if self.narrowed is not None:
-            variables = self.narrowed.variables(variables)
         pull_back = self._pull_back(variables)
         outputs = basis.shape[:3]
         basis = basis.reshape(-1, *self._shape)

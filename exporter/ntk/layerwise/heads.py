@@ -80,7 +80,10 @@ def factor(m: Array) -> Array:
     Cholesky's, with the largest pivot first so that a singular m does no harm (Higham, Accuracy and Stability of
     Numerical Algorithms, 10.3), and rows left in their order. JAX's own is a call of a library that TensorFlow lacks.
     """
-    least = jnp.finfo(m.dtype).eps * jnp.max(jnp.diagonal(m))
+    diagonal = jnp.diagonal(m)
+    # The rounding of whatever dtype this is evaluated in, maybe a wider one than it is traced in (`in_float64`).
+    four = 0 * diagonal[0] + 4
+    least = jnp.abs(3 * (four / 3 - 1) - 1) * jnp.max(diagonal)
 
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         r, diagonal = state  # the columns so far, and the diagonal of m - r rᵀ
@@ -90,13 +93,13 @@ def factor(m: Array) -> Array:
         diagonal = jnp.where(jnp.arange(len(m)) == pivot, 0, diagonal - column * column)
         return r.at[:, k].set(column), diagonal
 
-    r, _ = lax.fori_loop(0, len(m), step, (jnp.zeros_like(m), jnp.diagonal(m)))
+    r, _ = lax.fori_loop(0, len(m), step, (jnp.zeros_like(m), diagonal))
     return r
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reordered:
-    """A trainable variable, the `leaf`-th input of a jaxpr, that by these equations becomes an operand."""
+    """A variable, the `leaf`-th input of a jaxpr, that by these equations becomes an operand."""
 
     leaf: int
     eqns: tuple[JaxprEqn, ...]
@@ -116,7 +119,7 @@ class _Head:
     Attributes:
       closed: the jaxpr, without calls.
       product: of the layer's inputs and W.
-      kernel: of which W is made, None if it is not of trainable variables.
+      kernel: of which W is made.
       biases: trainable ones.
       around: the equations that make W and biases of their variables, and those from the product to the output; they
         add biases and change shapes, nothing else, of the input whose number is given with each.
@@ -125,7 +128,7 @@ class _Head:
 
     closed: ClosedJaxpr
     product: JaxprEqn
-    kernel: _Reordered | None
+    kernel: _Reordered
     biases: Sequence[_Reordered]
     around: Sequence[tuple[JaxprEqn, int]]
     axis: int
@@ -133,8 +136,7 @@ class _Head:
     def variables(self, variables: Sequence[Array]) -> list[Array]:
         """Those of the narrower layer: R for W, and a bias of no consequence."""
         found = list(variables)
-        if self.kernel is not None:
-            found[self.kernel.leaf] = self._narrow(self.kernel.value(variables))
+        found[self.kernel.leaf] = self._narrow(self.kernel.value(variables))
         for bias in self.biases:
             found[bias.leaf] = jnp.zeros(_rows_and_columns(self.product)[0], variables[bias.leaf].dtype)
         return found
@@ -143,9 +145,6 @@ class _Head:
         """The output of the narrower model, of its variables and the data."""
 
         def narrow(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
-            if eqn is self.product:
-                z, w = values
-                return bind(eqn, [z, self._narrow(w) if self.kernel is None else w])
             passed_on = [values[k] for other, k in self.around if eqn is other]
             return passed_on or bind(eqn, values)
 
@@ -180,10 +179,12 @@ def _find(closed: ClosedJaxpr, trainable: int, variables: int) -> _Head | None:
         """The variable that is used for nothing but this operand, of as many entries."""
         eqns: list[JaxprEqn] = []
         v: Any = operand
-        while used[v] == 1 and v in makers and makers[v].primitive.name in (*_IN_ORDER, "transpose"):
+        while v in makers and used[v] == 1 and makers[v].primitive.name in (*_IN_ORDER, "transpose"):
             eqns.insert(0, makers[v])
-            (v,) = eqns[0].invars
-        if used[v] > 1 or v not in jaxpr.invars or aval(v).size != aval(operand).size:
+            v = eqns[0].invars[0]
+            if isinstance(v, Literal):
+                return None
+        if used[v] > 1 or v not in jaxpr.invars[:variables] or aval(v).size != aval(operand).size:
             return None
         return _Reordered(jaxpr.invars.index(v), tuple(eqns))
 
@@ -207,11 +208,13 @@ def _find(closed: ClosedJaxpr, trainable: int, variables: int) -> _Head | None:
     z, w = product.invars
     if z not in data or w in data or any(aval(b).size != columns or aval(b).shape[k] != columns for b, k in added):
         return None
-    kernel, biases = reordered(w) if w in trained else None, [reordered(b) for b, _ in added]
-    if (kernel is None and w in trained) or None in biases:
+    operands = [w, *(b for b, _ in added)]
+    found = [variable for variable in map(reordered, operands) if variable is not None]
+    if len(found) < len(operands):
         return None
-    around += [(eqn, 0) for variable in (kernel, *biases) if variable is not None for eqn in variable.eqns]
-    return _Head(closed, product, kernel, [b for b in biases if b is not None], around, axis)
+    kernel, *biases = found
+    around += [(eqn, 0) for variable in (kernel, *biases) for eqn in variable.eqns]
+    return _Head(closed, product, kernel, biases, around, axis)
 
 
 def _has_wide_product(jaxpr: Jaxpr, columns: int) -> bool:
