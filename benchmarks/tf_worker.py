@@ -68,9 +68,10 @@ def work(task: Mapping[str, Any], report: Report) -> None:
 
 def kernel_flops(model: FunctionalModel, x1: np.ndarray, x2: np.ndarray) -> float:
     """Floating point operations of one call by the engine's own count, the one that `ntk-export --explain` shows."""
-    from exporter.ntk.layerwise.engine import LayerwiseParts
+    from exporter.ntk.layerwise.costs import site_costs
+    from exporter.ntk.layerwise.features import ExampleFeatures
 
-    parts = LayerwiseParts(
+    features = ExampleFeatures(
         model.apply_fn,
         model.trainable,
         model.frozen,
@@ -78,8 +79,9 @@ def kernel_flops(model: FunctionalModel, x1: np.ndarray, x2: np.ndarray) -> floa
         counts=(len(x1), len(x2)),
         trace_axes=(-1 % len(model.output.shape),),
         diagonal_axes=(),
+        narrow=True,
     )
-    return sum(cost.flops(len(x1), len(x2)) for cost in parts.costs())
+    return sum(cost.flops(len(x1), len(x2)) for cost in site_costs(features))
 
 
 def matmul_flops_per_second() -> float:
