@@ -67,7 +67,7 @@ def work(task: Mapping[str, Any], report: Report) -> None:
 
 
 def kernel_flops(model: FunctionalModel, x1: np.ndarray, x2: np.ndarray) -> float:
-    """Floating point operations of one call by the engine's own count, the one that `ntk-export --explain` shows."""
+    """Floating point operations of one call by the engine's own count, as `ntk-export --explain` has it."""
     from exporter.ntk.layerwise.costs import site_costs
     from exporter.ntk.layerwise.features import ExampleFeatures
 

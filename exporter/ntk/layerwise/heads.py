@@ -41,12 +41,10 @@ class Narrowed:
     Attributes:
       closed: its jaxpr, of as many inputs.
       variables: its variables, of those of the model.
-      columns: how many the layer had, and how many it has.
     """
 
     closed: ClosedJaxpr
     variables: Callable[[Sequence[Array]], list[Array]]
-    columns: tuple[int, int]
 
 
 def narrowed(closed: ClosedJaxpr, trainable: int, frozen: int, traced: Collection[int]) -> Narrowed | None:
@@ -67,11 +65,7 @@ def narrowed(closed: ClosedJaxpr, trainable: int, frozen: int, traced: Collectio
         return None
     args = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in closed.in_avals]
     variables = jax.eval_shape(head.variables, args[: trainable + frozen])
-    return Narrowed(
-        jax.make_jaxpr(head.evaluate)(*variables, *args[trainable + frozen :]),
-        head.variables,
-        _rows_and_columns(head.product)[::-1],
-    )
+    return Narrowed(jax.make_jaxpr(head.evaluate)(*variables, *args[trainable + frozen :]), head.variables)
 
 
 def factor(m: Array) -> Array:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from exporter.ntk.equations import bind
+from exporter.ntk.equations import bind, evaluate
 from exporter.ntk.layerwise import uses
 
 Array = Any
@@ -47,27 +47,20 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
         return outputs
 
     def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
+        return evaluate(jaxpr, consts, args, step)
 
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, Literal) else env[v]
-
-        for eqn in jaxpr.eqns:
-            inputs = [read(v) for v in eqn.invars]
-            if eqn.primitive.name in uses.CALLS:
-                outputs = run(*uses.called(eqn), inputs)
-            elif eqn.primitive.name == "optimization_barrier":
-                outputs = inputs  # else all of them are made in each iteration if one is
-            elif any(isinstance(v, _Later) for v in inputs):
-                outputs = later(eqn, inputs)
-            else:
-                inputs = [_now(v) for v in inputs]
-                outputs = list(bind(eqn, inputs))
-                if eqn.primitive.name == "broadcast_in_dim":
-                    outputs = [_Repeated(eqn, inputs, value) for value in outputs]
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+    def step(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
+        if eqn.primitive.name in uses.CALLS:
+            return run(*uses.called(eqn), inputs)
+        if eqn.primitive.name == "optimization_barrier":
+            return inputs  # else all of them are made in each iteration if one is
+        if any(isinstance(v, _Later) for v in inputs):
+            return later(eqn, inputs)
+        inputs = [_now(v) for v in inputs]
+        outputs = bind(eqn, inputs)
+        if eqn.primitive.name == "broadcast_in_dim":
+            return [_Repeated(eqn, inputs, value) for value in outputs]
+        return outputs
 
     arguments = [_Later() for _ in closed.jaxpr.invars]
     (result,) = run(closed.jaxpr, closed.consts, arguments)
