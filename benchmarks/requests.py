@@ -75,9 +75,9 @@ def _dedicated(model: str, path: str, saved_model: Any) -> Callable[[Any, Any], 
     """The kernel of the model, with the SavedModel's configuration and variables, as one program for each shape."""
     from exporter.config import ExportConfig, load_config
     from exporter.load import load_model
-    from exporter.lower import lower
-    from exporter.plan import make_plan
-    from serving.exports import read_manifest
+    from exporter.graph.lowering import lower
+    from exporter.plan.planning import make_plan
+    from serving.shared.exports import read_manifest
 
     manifest = read_manifest(Path(path))
     ntk, _ = load_config(json.dumps({"ntk": manifest["configuration"]["ntk"]}))

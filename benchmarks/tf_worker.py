@@ -29,7 +29,7 @@ def work(task: Mapping[str, Any], report: Report) -> None:
     from benchmarks.data import CaseData
     from exporter.config import ExportConfig
     from exporter.functionalize import functionalize
-    from exporter.lower import lower
+    from exporter.graph.lowering import lower
     from exporter.ntk.kernel import kernel_fn
 
     tf.config.threading.set_intra_op_parallelism_threads(task["threads"])
@@ -41,7 +41,7 @@ def work(task: Mapping[str, Any], report: Report) -> None:
         implementation=task["implementation"],
         trace_axes=(-1 % len(model.output.shape),),
         diagonal_axes=(),
-        memory=ExportConfig().memory_budget // 2,  # as exporter.plan has it
+        memory=ExportConfig().memory_budget // 2,  # as exporter.plan.planning has it
     )
     program = lower(kernel, platforms=("cpu",))
     trainable, frozen = (

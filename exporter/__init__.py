@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from exporter.config import ExportConfig, NtkConfig, load_config
     from exporter.errors import ExportError
     from exporter.export import export_savedmodel
-    from exporter.seed_api import empirical_ntk_fn_tf, get_apply_fn_and_params
+    from exporter.prototype import empirical_ntk_fn_tf, get_apply_fn_and_params
 
 __version__ = "0.1.0"
 
@@ -29,9 +29,9 @@ _MODULES = {
     "ExportConfig": "exporter.config",
     "ExportError": "exporter.errors",
     "NtkConfig": "exporter.config",
-    "empirical_ntk_fn_tf": "exporter.seed_api",
+    "empirical_ntk_fn_tf": "exporter.prototype",
     "export_savedmodel": "exporter.export",
-    "get_apply_fn_and_params": "exporter.seed_api",
+    "get_apply_fn_and_params": "exporter.prototype",
     "load_config": "exporter.config",
 }
 

@@ -1,5 +1,5 @@
 """`python -m exporter`: the same as the console script `ntk-export`."""
 
-from exporter.main import run
+from exporter.command.main import run
 
 run()

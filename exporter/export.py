@@ -15,23 +15,23 @@ from typing import Any
 import tensorflow as tf
 
 import exporter
-from exporter.choose import Choice, choose
+from exporter.plan.choosing import Choice, choose
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
-from exporter.explain import Explanation
-from exporter.lower import CALLING_CONVENTION_VERSION
-from exporter.manifest import SIGNATURE as MANIFEST_SIGNATURE
-from exporter.manifest import manifest_signature, write_manifest
-from exporter.plan import Plan, make_plan
-from exporter.programs import functions_by_blocks, functions_of_whole_batches
+from exporter.plan.explanation import Explanation
+from exporter.graph.lowering import CALLING_CONVENTION_VERSION
+from exporter.artefact.manifest import SIGNATURE as MANIFEST_SIGNATURE
+from exporter.artefact.manifest import manifest_signature, write_manifest
+from exporter.plan.planning import Plan, make_plan
+from exporter.graph.programs import functions_by_blocks, functions_of_whole_batches
 from exporter.progress import Progress, SilentProgress
-from exporter.signatures import KernelModule, input_names, param_names
-from exporter.traced import without_graph_optimizers
-from exporter.verify import Verification, verify
-from exporter.versions import stage_version
-from exporter.warmup import count_programs, examples_of_requests
-from exporter.warmup import requests as warmup_requests
-from serving.warmup_file import write_requests
+from exporter.graph.kernel_module import KernelModule, input_names, param_names
+from exporter.graph.traced import without_graph_optimizers
+from exporter.artefact.verification import Verification, verify
+from exporter.artefact.versions import stage_version
+from exporter.artefact.warmup import count_programs, examples_of_requests
+from exporter.artefact.warmup import requests as warmup_requests
+from serving.shared.warmup_file import write_requests
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from serving.warmup_file import read_requests
+from serving.shared.warmup_file import read_requests
 
 
 def load(path: str | Path, *, warmup: bool = False) -> Any:

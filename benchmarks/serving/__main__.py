@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from benchmarks.serving import load, models, overhead
 from benchmarks.serving.process import ServerProcess
-from serving.exports import version_directories
+from serving.shared.exports import version_directories
 
 _REQUESTS = flags.DEFINE_integer("requests", 10_000, "Requests in all.", lower_bound=1)
 _CLIENTS = flags.DEFINE_integer("clients", 16, "Clients at the same time.", lower_bound=1)

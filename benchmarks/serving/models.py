@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving import reference
-from serving.exports import read_manifest
+from serving.shared import reference
+from serving.shared.exports import read_manifest
 
 SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "forward")
 

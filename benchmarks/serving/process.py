@@ -30,7 +30,7 @@ class ServerProcess:
         self.memory: list[list[tuple[float, int]]] = []
         self._model = model
         self._command = [
-            sys.executable, "-m", "serving.serve_main", f"--model_base_path={base_dir}", f"--model_name={model}",
+            sys.executable, "-m", "serving.start.main", f"--model_base_path={base_dir}", f"--model_name={model}",
             f"--port={ports[0]}", f"--rest_api_port={ports[1]}", "--server=embedded",
         ]  # fmt: skip
         self._log = log.open("ab")

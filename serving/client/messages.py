@@ -6,7 +6,7 @@ that a client does. These are the same on the wire; a test compares every field 
 
 from __future__ import annotations
 
-from serving.protos import Table, message_classes
+from serving.shared.protos import Table, message_classes
 
 FIELDS: Table = {
     "tensorflow.TensorShapeProto.Dim": {"size": (1, "int64"), "name": (2, "string")},

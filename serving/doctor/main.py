@@ -55,7 +55,7 @@ def _check(target: str) -> list[Check]:
         ]
     for name in saved_model.EXPORT_ONLY:  # importing one is an error from here on
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    from serving.quiet import import_tensorflow_quietly
+    from serving.shared.quiet import import_tensorflow_quietly
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without GPU is no error
     import_tensorflow_quietly()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import reference
+from serving.shared import reference
 from serving.doctor.report import Check, bad, good, note
 
 # Calls a signature with its inputs by name; raises whatever says why it cannot.

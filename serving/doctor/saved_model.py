@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.doctor.report import Check, bad, good, note
 from serving.doctor.results import check_results
-from serving.exports import ManifestError, read_manifest, version_directories
+from serving.shared.exports import ManifestError, read_manifest, version_directories
 
 # None of these may be needed to use an export.
 EXPORT_ONLY = ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "exporter")
@@ -114,7 +114,7 @@ def _check_warmup(version: Path, manifest: Mapping[str, Any], model: Any) -> Che
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    from serving.warmup_file import FILE
+    from serving.shared.warmup_file import FILE
 
     path = version / FILE
     if not path.exists():

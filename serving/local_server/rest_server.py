@@ -12,7 +12,7 @@ from absl import logging
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from serving.addresses import listen
+from serving.shared.addresses import listen
 from serving.local_server import rest_api
 from serving.local_server.options import ServerOptions
 

@@ -13,7 +13,7 @@ import grpc
 from absl import logging
 from grpc_health.v1 import health, health_pb2
 
-from serving.addresses import host_port, listen
+from serving.shared.addresses import host_port, listen
 from serving.local_server import grpc_server, warmup
 from serving.local_server.models import Models
 from serving.local_server.options import ModelOptions, ServerOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from serving.exports import version_number
+from serving.shared.exports import version_number
 from serving.local_server.options import ModelOptions
 
 # What a SavedModel is made of; when none of it changes any more, it has been written.

@@ -11,7 +11,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from serving.local_server import predict
 from serving.local_server.errors import ServingError, from_tensorflow, invalid_argument
 from serving.local_server.servable import Servable
-from serving.warmup_file import FILE
+from serving.shared.warmup_file import FILE
 
 _MAX_RECORDS = 1000  # TF Serving's
 

@@ -1,0 +1,193 @@
+"""Exports the neural tangent kernel of a model as a SavedModel.
+
+ntk-export --model=MODEL --config=CONFIG --output=BASE_DIR [--set=KEY=VALUE ...]
+
+MODEL is a .keras file, an .h5 file, a SavedModel directory (DIR or DIR:function), or package.module:callable.
+The new version's directory, BASE_DIR/1, BASE_DIR/2, ..., is the last line of standard output.
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+from exporter.config import load_config
+from exporter.errors import ExportError
+from exporter.load import locate_model
+from exporter.progress import ConsoleProgress
+from serving.shared.suggest import did_you_mean
+from serving.shared.quiet import silent_stderr
+
+# Flags of this command only: the module of --model=MODULE:CALLABLE may define flags of the same names in flags.FLAGS.
+_FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string("model", None, "The model: see above.", flag_values=_FLAGS)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "YAML file with the configuration; all defaults without it.", flag_values=_FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Model base directory, to which the next version is added.", flag_values=_FLAGS
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "Overrides a key of the configuration: --set=ntk.trace_axes=[]; repeatable.", flag_values=_FLAGS
+)
+_SAFE_MODE = flags.DEFINE_bool(
+    "safe_mode", True, "Refuse model files that hold Python code (Lambda layers).", flag_values=_FLAGS
+)
+_BUNDLE = flags.DEFINE_bool(
+    "bundle", True, "Also write what a deployment needs into the base directory: see ntk-bundle.", flag_values=_FLAGS
+)
+_EXPLAIN = flags.DEFINE_bool("explain", False, "Show what would be exported, and write nothing.", flag_values=_FLAGS)
+
+_USAGE = 2  # exit code
+_HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+
+
+def run() -> None:
+    """Runs the command with the arguments of the process, and ends the process with its exit code.
+
+    0: the SavedModel was written and verified (or explained). 1: an error. 2: wrong usage. 128 + number of the signal
+    that ended it: 130 SIGINT, 143 SIGTERM.
+    """
+    app.run(main, flags_parser=_parse_flags)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exports as the parsed flags say, and returns the exit code; `argv` holds what was no flag."""
+    verbose = flags.FLAGS.verbosity > 0
+    _show_termination_as_interrupt()
+    if not verbose:
+        _keep_libraries_quiet()
+    try:
+        _export(*_checked(argv[1:]), verbose)
+    except app.UsageError as error:
+        print(f"error: {error}\n(ntk-export --help shows all flags)", file=sys.stderr)
+        return _USAGE
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Terminated) else signal.SIGINT
+        print(f"error: ended by {signal.Signals(number).name}", file=sys.stderr)
+        return 128 + number
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        elif isinstance(error, ExportError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            first_line = str(error).strip().partition("\n")[0]
+            text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+            print(f"error: {text} (run with --verbosity=1 for the traceback)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _export(model_name: str, output: pathlib.Path | None, verbose: bool) -> None:
+    """Exports to `output`, or explains if it is None."""
+    ntk, export = load_config(pathlib.Path(_CONFIG.value).expanduser() if _CONFIG.value else None, _SET.value or ())
+    load = locate_model(model_name, safe_mode=bool(_SAFE_MODE.value))
+    progress = ConsoleProgress()
+    with progress.stage("load") as note:
+        note(model_name)
+        _import_tensorflow(verbose)
+        model = load()
+        from exporter.export import explain, export_savedmodel
+    if output is None:
+        print(explain(model, ntk, export), flush=True)
+        return
+    path = export_savedmodel(model, output, ntk, export, progress=progress).path
+    if _BUNDLE.value:
+        with progress.stage("bundle") as note:
+            note(_bundle(output))
+    print(path, flush=True)
+
+
+def _bundle(base_dir: pathlib.Path) -> str:
+    """Writes the bundle, and says where it is; the version stands whatever becomes of that."""
+    from serving.bundle.batching import BatchingError
+    from serving.bundle.files import BundleError, default_options, write_bundle
+    from serving.shared.exports import ManifestError
+
+    try:
+        bundle = write_bundle(base_dir, default_options(base_dir))
+        return str(bundle.directory) + "".join(f", {name} kept as it was changed" for name in bundle.kept)
+    except (BundleError, BatchingError, ManifestError, OSError) as error:
+        return f"not written: {error}"
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags of this command, then absl's own, and returns what is no flag."""
+    if any(argument in _HELP for argument in argv[1:]):
+        print(f"{__doc__}\n{_FLAGS.module_help(__name__)}\n\n--verbosity=1 shows tracebacks and the libraries' logs.")
+        sys.exit(0)
+    _FLAGS.set_gnu_getopt(True)
+    flags.FLAGS.set_gnu_getopt(True)
+    try:
+        rest: list[str] = flags.FLAGS(_FLAGS(argv, known_only=True))
+    except flags.UnrecognizedFlagError as error:
+        hint = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*_FLAGS, *flags.FLAGS)])
+        _end_with_usage_error(f"unknown flag --{error.flagname}{hint}")
+    except flags.Error as error:
+        _end_with_usage_error(str(error))
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.ERROR)
+    return rest
+
+
+def _end_with_usage_error(message: str) -> None:
+    print(f"error: {message}\n(ntk-export --help shows all flags)", file=sys.stderr)
+    sys.exit(_USAGE)
+
+
+def _checked(positional: Sequence[str]) -> tuple[str, pathlib.Path | None]:
+    """Returns model and output, None to explain.
+
+    Raises:
+      UsageError: with all arguments that are no flags, and all flags that are missing.
+    """
+    problems = [f"unexpected argument {argument!r}: all arguments are flags" for argument in positional]
+    model, output = _MODEL.value or "", _OUTPUT.value or ""
+    if not model:
+        problems.append("--model is missing: expected a file, a SavedModel directory, or package.module:callable")
+    if not output and not _EXPLAIN.value:
+        problems.append("--output is missing: expected a model base directory (--explain needs none)")
+    if problems:
+        raise app.UsageError("\n".join(problems))
+    return model, None if _EXPLAIN.value else pathlib.Path(output).expanduser()
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end. Like Ctrl-C it is not taken for an error by code in between."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _show_termination_as_interrupt() -> None:
+    """Makes SIGTERM and SIGHUP exceptions, so that what was begun is removed; a second one is ignored meanwhile."""
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise _Terminated(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, handle)
+
+
+def _keep_libraries_quiet() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.simplefilter("ignore")
+
+
+def _import_tensorflow(verbose: bool) -> None:
+    """Imports TensorFlow, set up for an export."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # The export computes nothing that needs an accelerator.
+    with contextlib.nullcontext() if verbose else silent_stderr():
+        import tensorflow  # noqa: F401

@@ -1,0 +1,386 @@
+"""What to export and how: frozen dataclasses, checked once where they are made, and read from YAML.
+
+This module imports neither TensorFlow nor JAX, so that a wrong configuration is reported at once.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from exporter.config.checks import Checks, ConfigError
+from exporter.config.yaml_text import parse_yaml
+from serving.shared.suggest import did_you_mean
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "KERNEL_SIGNATURES",
+    "PLATFORMS",
+    "PRECISIONS",
+    "SIGNATURES",
+    "ConfigError",
+    "ExportConfig",
+    "NtkConfig",
+    "VerifyConfig",
+    "check_axes",
+    "check_together",
+    "load_config",
+]
+
+IMPLEMENTATIONS = ("auto", "layerwise", "structured_derivatives", "ntk_vector_products", "jacobian_contraction")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float64")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+KERNEL_SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_with_params")
+SIGNATURES = (*KERNEL_SIGNATURES, "forward")
+
+_KEPT_BATCH = (
+    "axis 0 is the batch axis, which every signature keeps; for one value per example use the ntk_diagonal signature"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NtkConfig:
+    """Which kernel: of which output, over which variables, with which axes, and how it is computed.
+
+    Lists may be given as any sequence, a list of one entry as that entry; they are kept as tuples.
+
+    Attributes:
+      implementation: how the kernel is computed, one of `IMPLEMENTATIONS`; "auto" is "layerwise".
+      trace_axes: axes of the output that the kernel is averaged over (`neural_tangents.empirical_ntk_fn`).
+      diagonal_axes: axes of the output of which only the kernel's diagonal is computed.
+      vmap_axes: 0 if no example's output depends on another example, None if some do, "auto" to find out: 0 if the
+        model is shown to treat examples independently, otherwise an error.
+      trainable: glob patterns on the paths of variables; the kernel is over the trainable variables that match.
+        A pattern that begins with "!" excludes.
+      output: name or index (from 0) of the output of a model with several.
+      precision: of the computation, one of `PRECISIONS`.
+
+    Raises:
+      ConfigError: with all problems of the given values.
+    """
+
+    implementation: str = "auto"
+    trace_axes: tuple[int, ...] = (-1,)
+    diagonal_axes: tuple[int, ...] = ()
+    vmap_axes: str | int | None = "auto"
+    trainable: tuple[str, ...] = ("*",)
+    output: str | int | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Checks all values and brings them into the types above."""
+        checks = Checks("ntk")
+        implementation = checks.choice("implementation", self.implementation, IMPLEMENTATIONS)
+        trace_axes = checks.axes("trace_axes", self.trace_axes)
+        diagonal_axes = checks.axes("diagonal_axes", self.diagonal_axes)
+        _check_kept_axes(checks, trace_axes, diagonal_axes)
+        vmap_axes = checks.choice("vmap_axes", self.vmap_axes, ("auto", 0, None))
+        trainable = checks.texts("trainable", self.trainable)
+        if any(pattern.strip() == "!" for pattern in trainable):
+            checks.wrong("trainable", "a pattern after '!'", "!")
+        output = checks.name_or_index("output", self.output)
+        precision = checks.choice("precision", self.precision, PRECISIONS)
+        checks.finish()
+        _keep(
+            self,
+            implementation=implementation,
+            trace_axes=trace_axes,
+            diagonal_axes=diagonal_axes,
+            vmap_axes=vmap_axes,
+            trainable=trainable,
+            output=output,
+            precision=precision,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the section `ntk` as JSON has it; `load_config` reads it back."""
+        return _plain(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyConfig:
+    """How the written SavedModel is compared with a float64 Jacobian.
+
+    Attributes:
+      examples: number of examples that the kernels are computed on.
+      rtol: largest allowed difference, relative to the largest entry of the kernel.
+
+    Raises:
+      ConfigError: with all problems of the given values.
+    """
+
+    examples: int = 8
+    rtol: float = 1.0e-4
+
+    def __post_init__(self) -> None:
+        """Checks all values and brings them into the types above."""
+        checks = Checks("export.verify")
+        examples = checks.integer("examples", self.examples, minimum=1)
+        rtol = checks.positive("rtol", self.rtol)
+        checks.finish()
+        _keep(self, examples=examples, rtol=rtol)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What is written.
+
+    Attributes:
+      platforms: the platforms that the SavedModel runs on, any of `PLATFORMS`.
+      signatures: any of `SIGNATURES`, at least one of them a kernel. `serving_default` is the signature `ntk`, or the
+        first of the list if `ntk` is not in it.
+      memory_budget: bytes for the intermediate values of one request; also a text such as "512MiB" or "2GB".
+      warmup: whether requests for TensorFlow Serving's warmup are written beside the SavedModel.
+      verify: how the SavedModel is verified; also a mapping of its fields.
+
+    Raises:
+      ConfigError: with all problems of the given values.
+    """
+
+    platforms: tuple[str, ...] = ("cpu", "cuda")
+    signatures: tuple[str, ...] = SIGNATURES
+    memory_budget: int = 1024**3
+    warmup: bool = True
+    verify: VerifyConfig = dataclasses.field(default_factory=VerifyConfig)
+
+    def __post_init__(self) -> None:
+        """Checks all values and brings them into the types above."""
+        checks = Checks("export")
+        platforms = checks.choices("platforms", self.platforms, PLATFORMS)
+        signatures = checks.choices("signatures", self.signatures, SIGNATURES)
+        if signatures and all(signature == "forward" for signature in signatures):
+            checks.wrong("signatures", f"at least one kernel ({', '.join(KERNEL_SIGNATURES)})", list(signatures))
+        memory_budget = checks.memory("memory_budget", self.memory_budget)
+        warmup = checks.boolean("warmup", self.warmup)
+        try:
+            verify = _verify_config(self.verify)
+        except ConfigError as error:
+            checks.adopt(error)
+        checks.finish()
+        _keep(
+            self,
+            platforms=platforms,
+            signatures=signatures,
+            memory_budget=memory_budget,
+            warmup=warmup,
+            verify=verify,
+        )
+
+    @property
+    def serving_default(self) -> str:
+        """The signature that is also written as `serving_default`."""
+        return "ntk" if "ntk" in self.signatures else self.signatures[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the section `export` as JSON has it; `load_config` reads it back."""
+        return _plain(self)
+
+
+def check_axes(config: NtkConfig, output_rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Checks the axes against the output that the kernel is of.
+
+    Args:
+      config: the configuration whose `trace_axes` and `diagonal_axes` are checked.
+      output_rank: number of axes of the output, the batch axis 0 included: 2 for (n, classes).
+
+    Returns:
+      `trace_axes` and `diagonal_axes` counted from 0, in the order in which they were given.
+
+    Raises:
+      ConfigError: with every axis that is out of range, given twice, in both lists, or the batch axis.
+    """
+    checks = Checks("ntk")
+    given = {"trace_axes": config.trace_axes, "diagonal_axes": config.diagonal_axes}
+    for key, axes in given.items():
+        for axis in axes:
+            if not -output_rank <= axis < output_rank:
+                known = f"an axis from {-output_rank} to {output_rank - 1} (the output has {output_rank} axes)"
+                checks.wrong(key, known, axis)
+            elif axis == -output_rank:
+                empty = f"; write {key}: [] for none" if output_rank == 1 else ""
+                checks.wrong(key, f"an axis of the output other than its batch axis ({_KEPT_BATCH})", axis, empty)
+    trace_axes, diagonal_axes = (
+        tuple(axis % output_rank for axis in axes if -output_rank <= axis < output_rank) for axes in given.values()
+    )
+    for key, positions in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
+        twice = sorted({axis for axis in positions if positions.count(axis) > 1})
+        if twice:
+            checks.wrong(key, "each axis once", list(given[key]), f", in which axis {twice[0]} stands twice")
+    _check_overlap(checks, trace_axes, diagonal_axes)
+    checks.finish()
+    return trace_axes, diagonal_axes
+
+
+def check_together(ntk: NtkConfig, export: ExportConfig) -> None:
+    """Raises ConfigError if the two sections, each right by itself, contradict each other."""
+    if ntk.precision == "float64" and "tpu" in export.platforms:
+        raise ConfigError(
+            [
+                "ntk.precision: tpu has no float64, got precision 'float64' with "
+                f"export.platforms {list(export.platforms)}; take tpu off the platforms, or another precision"
+            ]
+        )
+
+
+def load_config(
+    path_or_text: str | os.PathLike[str] | None = None, overrides: Iterable[str] = ()
+) -> tuple[NtkConfig, ExportConfig]:
+    """Reads a configuration from YAML (or JSON, which is YAML too).
+
+    Args:
+      path_or_text: a file, or the YAML itself: a `str` is taken for YAML if it is empty, begins with "{", or has a
+        line break or a colon that ends a key. None, or an empty text: all defaults.
+      overrides: texts "dotted.key=value", the value in YAML, which replace values of the file in this order:
+        "ntk.trace_axes=[]". A value that begins with "*" or "!" (a pattern) is text and needs no quotes.
+
+    Returns:
+      The sections `ntk` and `export`; what is missing has its default.
+
+    Raises:
+      ConfigError: with all problems found.
+    """
+    text, source = _read(path_or_text)
+    document = parse_yaml(text, source)
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise ConfigError([f"expected a mapping with the keys ntk and export, got {document!r}"], source)
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            _override(document, override)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    problems.extend(
+        f"unknown key {key!r}{_nearest_path(key) or did_you_mean(key, _SECTIONS)}"
+        for key in document
+        if key not in _SECTIONS
+    )
+    sections: dict[str, Any] = {}
+    for name, section_type in _SECTIONS.items():
+        try:
+            sections[name] = _section(name, section_type, document.get(name))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if len(sections) == len(_SECTIONS):
+        try:
+            check_together(sections["ntk"], sections["export"])
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems, source)
+    return sections["ntk"], sections["export"]
+
+
+_SECTIONS: dict[str, type] = {"ntk": NtkConfig, "export": ExportConfig}
+
+
+def _check_kept_axes(checks: Checks, trace_axes: Sequence[int], diagonal_axes: Sequence[int]) -> None:
+    for key, axes in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
+        if 0 in axes:
+            checks.wrong(key, f"an axis of the output other than its batch axis ({_KEPT_BATCH})", 0)
+    _check_overlap(checks, trace_axes, diagonal_axes)
+
+
+def _check_overlap(checks: Checks, trace_axes: Sequence[int], diagonal_axes: Sequence[int]) -> None:
+    both = sorted(set(trace_axes) & set(diagonal_axes))
+    if both:
+        shared = ", ".join(map(str, both))
+        checks.note(
+            "trace_axes", f"expected no axis that is in diagonal_axes too, got {shared} in both; take it off one"
+        )
+
+
+def _section(name: str, section_type: type, value: object) -> Any:
+    """Makes a section from a mapping, and reports unknown keys together with wrong values."""
+    checks = Checks(name)
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        checks.wrong("", "a mapping", value)
+        checks.finish()
+        return None
+    entries = checks.section_keys(value, _keys(section_type))
+    try:
+        section = section_type(**entries)
+    except ConfigError as error:
+        checks.adopt(error)
+    checks.finish()
+    return section
+
+
+def _verify_config(value: object) -> VerifyConfig:
+    return value if isinstance(value, VerifyConfig) else _section("export.verify", VerifyConfig, value)
+
+
+def _read(path_or_text: str | os.PathLike[str] | None) -> tuple[str, str]:
+    """Returns the text and what to call it in errors."""
+    if path_or_text is None:
+        return "", "configuration"
+    if isinstance(path_or_text, str) and re.search(r"^\s*$|^\s*\{|\n|:\s|:$", path_or_text):
+        return path_or_text, "configuration"
+    path = pathlib.Path(path_or_text)
+    try:
+        return path.read_text(encoding="utf-8"), f"configuration {path}"
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"not YAML: byte {error.start} is not UTF-8 text"], f"configuration {path}") from error
+    except OSError as error:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings)
+        raise ConfigError([f"cannot be read: {error.strerror or error}{hint}"], f"configuration {path}") from error
+
+
+def _override(document: dict[Any, Any], override: str) -> None:
+    """Sets one value of the document in place."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError([f"override {override!r}: expected KEY=VALUE with a dotted key, such as ntk.trace_axes=[]"])
+    known = _known_paths()
+    if ".".join(keys) not in known:
+        hint = did_you_mean(".".join(keys), known) or _nearest_path(keys[-1])
+        raise ConfigError([f"override {override!r}: unknown key {'.'.join(keys)!r}{hint}"])
+    try:
+        value = text if text.lstrip().startswith(("*", "!")) else parse_yaml(text, "")
+    except ConfigError as error:
+        raise ConfigError([f"override {override!r}: {problem}" for problem in error.problems]) from error
+    for key in keys[:-1]:
+        if document.get(key) is None:
+            document[key] = {}
+        document = document[key]
+        if not isinstance(document, dict):
+            return  # The section itself is reported as not being a mapping.
+    document[keys[-1]] = value
+
+
+def _known_paths() -> list[str]:
+    """All dotted keys of a configuration."""
+    keys = [f"{name}.{key}" for name, section_type in _SECTIONS.items() for key in _keys(section_type)]
+    return [*_SECTIONS, *keys, *(f"export.verify.{key}" for key in _keys(VerifyConfig))]
+
+
+def _nearest_path(key: object) -> str:
+    """A hint at the dotted key whose last part is the nearest to `key`, which stands in the wrong place."""
+    last_parts = {path.rpartition(".")[2]: path for path in _known_paths() if "." in path}
+    matches = difflib.get_close_matches(str(key).lower(), list(last_parts), n=1, cutoff=0.8)
+    return f"; did you mean {last_parts[matches[0]]!r}?" if matches else ""
+
+
+def _keys(section_type: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(section_type)]
+
+
+def _keep(config: object, **values: object) -> None:
+    """Sets fields of a frozen dataclass while it is being made."""
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as JSON has it."""
+    if dataclasses.is_dataclass(value):
+        return {key: _plain(getattr(value, key)) for key in _keys(value)}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,69 @@
+"""Finds out whether tf.custom_gradient changes a model's derivative, which JAX takes from the forward pass alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from exporter.errors import ExportError
+from exporter.functionalize.tracing import TracedModel
+
+_TOLERANCE = 1e-2  # of the relative difference of gradients: far above rounding, far below a different derivative
+
+
+def check_gradients(
+    traced: TracedModel,
+    output: int,
+    call: Callable[..., jax.Array],
+    values: Mapping[str, np.ndarray],
+    chosen: Set[str],
+    layers: Set[str],
+) -> None:
+    """ExportError, naming the layers, if TensorFlow's gradient differs from JAX's at random inputs.
+
+    Most custom gradients are the true derivative in a form that needs less memory or is more stable. Some are not: the
+    straight-through estimators of quantised networks, say.
+
+    Args:
+      traced: the model.
+      output: index of the output.
+      call: the model's function of (variables by path, inputs) in JAX.
+      values: the variables that the output depends upon.
+      chosen: the paths to differentiate with respect to, those that are not in `values` aside.
+      layers: those that have a custom gradient.
+    """
+    rng = np.random.default_rng(0)
+    shapes: list[Any] = [(2, *spec.shape[1:]) for spec in traced.inputs]
+    inputs = tuple(
+        (rng.normal(size=shape) if np.issubdtype(np.dtype(spec.dtype), np.floating) else np.zeros(shape)).astype(
+            spec.dtype
+        )
+        for spec, shape in zip(traced.inputs, shapes, strict=True)
+    )
+    trainable = {path: value for path, value in values.items() if path in chosen}
+    frozen = {path: value for path, value in values.items() if path not in chosen}
+    result, pullback = jax.vjp(jax.jit(lambda params: call({**frozen, **params}, inputs)), trainable)
+    cotangent = rng.normal(size=result.shape).astype(result.dtype)
+    ours = pullback(cotangent)[0]
+
+    variables = {v.path: v.variable for v in traced.variables if v.path in trainable}
+    try:
+        with tf.GradientTape() as tape:
+            y = traced.function(*map(tf.convert_to_tensor, inputs))[output]
+        theirs = tape.gradient(y, variables, cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    except LookupError as error:
+        raise ExportError(
+            f"{traced.name!r} overrides gradients (in {', '.join(sorted(layers))}), and whether they are those of its "
+            f"forward pass cannot be told, since TensorFlow cannot differentiate it: {error}. Remove them."
+        ) from error
+    difference = sum(np.sum((tf.convert_to_tensor(theirs[path]) - ours[path]) ** 2) for path in ours)
+    size = sum(np.sum(np.square(gradient)) for gradient in ours.values())
+    if not difference <= _TOLERANCE**2 * size:
+        raise ExportError(
+            f"Expected the gradients that {traced.name!r} overrides to be those of its forward pass, received "
+            f"others (in {', '.join(sorted(layers))}). The kernel would be another; remove tf.custom_gradient."
+        )

@@ -1,0 +1,238 @@
+"""The functionalize stage: a TensorFlow model becomes a pure JAX function of its variables and inputs.
+
+This is the only stage that knows tf2jax, whose op converters it uses (see `exporter.functionalize.tf_ops`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from exporter.functionalize.custom_gradients import check_gradients
+from exporter.errors import ExportError
+from exporter.functionalize.tf_ops import (
+    GraphFunction,
+    Library,
+    layers_that_override_gradients,
+    layers_that_read_what_they_wrote,
+    random_operations,
+    unsupported_operations,
+)
+from exporter.functionalize.tracing import ModelVariable, TensorSpec, TracedModel, trace
+from exporter.functionalize.variable_patterns import select
+
+__all__ = ["FunctionalModel", "TensorSpec", "functionalize"]
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalModel:
+    """A model as a pure function.
+
+    `apply_fn(trainable, frozen, inputs)` computes the chosen output, batch axis 0, for inputs of any batch size, in
+    inference mode. `trainable` holds the variables that the kernel is over, `frozen` the others that the output
+    depends upon (BatchNorm statistics, frozen layers, variables excluded by pattern); both map a variable's path to
+    its value. Variables that the output does not depend upon are in neither.
+    """
+
+    name: str
+    apply_fn: Callable[[Arrays, Arrays, tuple[Any, ...]], jax.Array]
+    trainable: Mapping[str, np.ndarray]
+    frozen: Mapping[str, np.ndarray]
+    excluded: frozenset[str]  # those of `frozen` that are trainable in the model, but excluded by pattern
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]  # all of the model's
+    original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
+
+
+def functionalize(
+    model: Any, *, trainable: str | Sequence[str] = "*", output: str | int | None = None
+) -> FunctionalModel:
+    """Turns a model into a pure JAX function.
+
+    Args:
+      model: a Keras 3 or tf_keras model, a tf.Module, a tf.function with an input signature, a pair (tf.function of
+        (params, x), params as a nested dict), or an object from tf.saved_model.load.
+      trainable: glob patterns of the paths of the variables that the kernel is over, among the model's trainable
+        ones; "!" before a pattern excludes.
+      output: name or index of the output, needed if there are several.
+
+    Raises:
+      ExportError: the model, a pattern or the output cannot be used; the message says what to do.
+    """
+    traced = trace(model)
+    index = _output_index(traced, output)
+    library = Library(traced.function.graph.as_graph_def().library.function)
+    function = GraphFunction(traced.function.function_def, library, result=index)
+    _check_operations(traced.name, function)
+    captures = _captures(traced)
+
+    def call(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
+        if len(inputs) != len(traced.inputs):
+            raise ValueError(f"Expected {len(traced.inputs)} inputs, received {len(inputs)}.")
+        values = [params[c.path] if isinstance(c, ModelVariable) else c for c in captures]
+        return jnp.asarray(function(*map(jnp.asarray, inputs), *values)[0])
+
+    variables = [c for c in captures if isinstance(c, ModelVariable)]
+    output_spec, used = _trace_once(traced, index, call, variables)
+    paths = [v.path for v in traced.variables if v.trainable]
+    if not paths:
+        raise ExportError(
+            f"Expected {traced.name!r} to have trainable variables, received a model of {len(traced.variables)} "
+            "variables with none; set `trainable = True` on the layers that the kernel is to be over."
+        )
+    chosen = set(select(paths, trainable))
+    values = {v.path: _value(v) for v in traced.variables if v.path in used}
+    if not chosen & used:
+        raise ExportError(
+            f"Output {output_spec.name!r} of {traced.name!r} does not depend upon any of the variables chosen by "
+            f"`trainable`, so its kernel is zero; received {trainable!r}."
+        )
+    _check_differentiable(traced, library, call, values, chosen)
+    if overridden := layers_that_override_gradients(function):
+        check_gradients(traced, index, call, values, chosen, overridden)
+    unused = {v.path: np.broadcast_to(np.zeros((), v.dtype), v.shape) for v in variables if v.path not in used}
+
+    def apply_fn(trainable: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
+        params = {path: jnp.asarray(value) for path, value in {**frozen, **trainable}.items()}
+        return call({**unused, **params}, inputs)
+
+    return FunctionalModel(
+        name=traced.name,
+        apply_fn=apply_fn,
+        trainable={path: value for path, value in values.items() if path in chosen},
+        frozen={path: value for path, value in values.items() if path not in chosen},
+        excluded=frozenset(values) & (frozenset(paths) - chosen),
+        inputs=traced.inputs,
+        output=output_spec,
+        outputs=traced.outputs,
+        original=lambda inputs: traced.function(*map(tf.convert_to_tensor, inputs))[index].numpy(),
+    )
+
+
+def _output_index(traced: TracedModel, output: str | int | None) -> int:
+    names = [spec.name for spec in traced.outputs]
+    listed = ", ".join(map(str, traced.outputs))
+    if output is None and len(names) == 1:
+        return 0
+    if output is None:
+        raise ExportError(
+            f"{traced.name!r} has {len(names)} outputs; choose one with `output`, by name or index. They are {listed}."
+        )
+    if isinstance(output, int) and 0 <= output < len(names):
+        return output
+    if output in names:
+        return names.index(output)
+    raise ExportError(
+        f"Expected `output` to be the name or the index of an output of {traced.name!r}, received {output!r}. They are "
+        f"{listed}."
+    )
+
+
+def _check_operations(model_name: str, function: GraphFunction) -> None:
+    """ExportError that names what in the output's graph cannot be used, and the layers that it is in."""
+    if random := random_operations(function):
+        raise ExportError(
+            f"Expected the output of {model_name!r} to be determined by its inputs and variables, received random "
+            f"operations: {_with_layers(random)}. Remove them, or make them depend on training=True."
+        )
+    if unsupported := unsupported_operations(function):
+        raise ExportError(
+            f"Expected {model_name!r} to consist of operations that can be converted to JAX, received "
+            f"{_with_layers(unsupported)}. Replace these layers, or move them before the model if they are "
+            "preprocessing."
+        )
+    if layers := layers_that_read_what_they_wrote(function):
+        raise ExportError(
+            f"Expected {model_name!r} to leave its variables as they are, received layers that assign to a variable "
+            f"and then read it: {', '.join(sorted(layers))}. Assign only when training=True."
+        )
+
+
+def _with_layers(operations: Mapping[str, set[str]]) -> str:
+    return "; ".join(f"{op} (in {', '.join(sorted(layers))})" for op, layers in sorted(operations.items()))
+
+
+def _captures(traced: TracedModel) -> list[Any]:
+    """What the graph captures, in its order: ModelVariables, and constants as numpy arrays."""
+    by_handle = {id(v.variable.handle): v for v in traced.variables}
+    captures: list[Any] = []
+    for tensor in traced.function.captured_inputs:
+        if tensor.dtype == tf.resource:
+            captures.append(by_handle.get(id(tensor)))  # None: a lookup table, whose ops are not supported
+        else:
+            captures.append(tensor.numpy())
+    return captures
+
+
+def _trace_once(
+    traced: TracedModel, index: int, call: Callable[..., jax.Array], variables: Sequence[ModelVariable]
+) -> tuple[TensorSpec, set[str]]:
+    """The chosen output's spec, and the paths of the variables that it depends upon."""
+    batch = 13  # no size that a model is likely to be fixed to
+    params = {v.path: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables}
+    inputs = tuple(jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
+    jaxpr, result = jax.make_jaxpr(call, return_shape=True)(params, inputs)
+    name = traced.outputs[index].name
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        raise ExportError(
+            f"Expected output {name!r} of {traced.name!r} to be floating, received {result.dtype}; choose another with "
+            "`output`."
+        )
+    if not result.shape or result.shape[0] != batch:
+        raise ExportError(
+            f"Expected output {name!r} of {traced.name!r} to have the batch on axis 0, received shape {result.shape} "
+            f"for a batch of {batch}."
+        )
+    _, used = dce_jaxpr(jaxpr.jaxpr, [True])
+    # make_jaxpr flattens a dict by sorted keys, and the parameters come first.
+    return (
+        TensorSpec(name, (None, *result.shape[1:]), str(result.dtype)),
+        {path for path, is_used in zip(sorted(params), used, strict=False) if is_used},
+    )
+
+
+def _value(variable: ModelVariable) -> np.ndarray:
+    """The value of a variable; ExportError if it is not finite."""
+    value = variable.variable.numpy()
+    if jnp.issubdtype(value.dtype, jnp.floating) and not np.all(np.isfinite(value)):
+        raise ExportError(
+            f"Expected finite weights, received NaN or infinity in variable {variable.path!r}; restore it from a "
+            "checkpoint from before training diverged."
+        )
+    return value
+
+
+def _check_differentiable(
+    traced: TracedModel, library: Library, call: Callable[..., jax.Array], values: Arrays, chosen: set[str]
+) -> None:
+    """ExportError if a loop whose number of iterations depends on data lies between a chosen variable and the output.
+
+    Only needs a trace of the gradient if there is such a loop.
+    """
+    if not library.dynamic_loops:
+        return
+    inputs = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
+    trainable = {path: value for path, value in values.items() if path in chosen}
+    frozen = {path: value for path, value in values.items() if path not in chosen}
+
+    def total(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
+        return call({**frozen, **params}, inputs).sum()
+
+    try:
+        jax.eval_shape(jax.grad(total), trainable, inputs)
+    except ValueError as error:
+        raise ExportError(
+            f"{traced.name!r} has loops whose number of iterations depends on data, so that they have no "
+            f"reverse-mode derivative: {', '.join(sorted(library.dynamic_loops))}. Give them a fixed number of "
+            "iterations."
+        ) from error

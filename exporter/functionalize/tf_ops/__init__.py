@@ -1,0 +1,31 @@
+"""TensorFlow graphs as JAX functions: the graph interpreter, and the op converters that tf2jax lacks."""
+
+# ruff: noqa: F401  (the modules of converters are imported to register them)
+from exporter.functionalize.tf_ops import (
+    arrays,
+    control_flow,
+    convolutions,
+    elementwise,
+    images,
+    linear_algebra,
+    loops,
+    normalization,
+    pooling,
+    tensor_lists,
+)
+from exporter.functionalize.tf_ops.graph import GraphFunction, Library
+from exporter.functionalize.tf_ops.inspection import (
+    layers_that_override_gradients,
+    layers_that_read_what_they_wrote,
+    random_operations,
+    unsupported_operations,
+)
+
+__all__ = [
+    "GraphFunction",
+    "Library",
+    "layers_that_override_gradients",
+    "layers_that_read_what_they_wrote",
+    "random_operations",
+    "unsupported_operations",
+]

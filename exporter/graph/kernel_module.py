@@ -1,0 +1,204 @@
+"""The named functions of the SavedModel: their inputs, the checks of these, and the graph behind each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from exporter.functionalize import TensorSpec
+from exporter.graph.traced import traced_once
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a signature takes and returns.
+
+    Attributes:
+      sides: the batches of examples it takes: x1 and x2, or x.
+      output: the name of its one output.
+      takes_params: whether the trainable variables are inputs too.
+    """
+
+    sides: tuple[str, ...]
+    output: str
+    takes_params: bool = False
+
+
+SIGNATURES: Mapping[str, Signature] = {
+    "ntk": Signature(("x1", "x2"), "ntk"),
+    "ntk_symmetric": Signature(("x",), "ntk"),
+    "ntk_diagonal": Signature(("x",), "ntk"),
+    "ntk_with_params": Signature(("x1", "x2"), "ntk", takes_params=True),
+    "forward": Signature(("x",), "output"),
+}
+
+# compute(params, frozen, *sides): params and frozen by path, each side a list of tensors (n, ...) in the model's order.
+Compute = Callable[..., tf.Tensor]
+
+
+def input_names(side: str, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The names of a side's inputs: the side itself, or for a model with several inputs one name each."""
+    return (side,) if len(inputs) == 1 else _unique(f"{side}_{_letters_and_digits(spec.name)}" for spec in inputs)
+
+
+def param_names(paths: Iterable[str]) -> dict[str, str]:
+    """The input of `ntk_with_params` for each variable path: `params_` and the path in letters, digits and `_`."""
+    paths = list(paths)
+    return dict(zip(paths, _unique(f"params_{_letters_and_digits(path)}" for path in paths), strict=True))
+
+
+class KernelModule(tf.Module):
+    """What is saved: the variables, and one function for each signature.
+
+    Attributes:
+      params: the trainable variables, by path; assigning to one changes the kernel.
+      frozen: the other variables that the model reads, by path.
+      signatures_to_save: a concrete function for each signature's name.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        inputs: Sequence[TensorSpec],
+        functions: Mapping[str, Compute],
+    ) -> None:
+        """Builds the functions.
+
+        Args:
+          params: initial values of the trainable variables, by path.
+          frozen: values of the others, by path.
+          inputs: the model's inputs.
+          functions: for the name of each signature how it is computed.
+        """
+        super().__init__()
+        self.params = {path: tf.Variable(value, name=path) for path, value in params.items()}
+        self.frozen = {path: tf.Variable(value, name=path, trainable=False) for path, value in frozen.items()}
+        self._inputs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs]
+        self.signatures_to_save = {}
+        for name, compute in functions.items():
+            signature = SIGNATURES[name]
+            names = [input_names(side, inputs) for side in signature.sides]
+            core = self._core(name, compute, [n for side in names for n in side])
+            self.signatures_to_save[name] = self._signature(signature, core, names)
+            setattr(self, name, self._method(signature, core, [spec.name for spec in inputs], names))
+
+    def _core(self, name: str, compute: Compute, names: list[str]) -> Any:
+        """The graph that a signature and its method share: flat inputs of any shape, checked, then computed."""
+        specs = self._inputs * (len(names) // len(self._inputs))
+
+        def core(x: list[tf.Tensor], params: dict[str, tf.Tensor]) -> tf.Tensor:
+            if not params:
+                values = {path: v.read_value() for path, v in self.params.items()}
+            else:
+                values = {
+                    path: _checked(f"{name} {path}", params[path], tf.TensorSpec(v.shape, v.dtype))
+                    for path, v in self.params.items()
+                }
+            x = [_checked(f"{name} {n}", a, spec) for n, a, spec in zip(names, x, specs, strict=True)]
+            size = len(self._inputs)
+            sides = [_same_count(name, names[k : k + size], x[k : k + size]) for k in range(0, len(x), size)]
+            frozen = {path: v.read_value() for path, v in self.frozen.items()}
+            return compute(values, frozen, *sides)
+
+        return traced_once(core)
+
+    def _signature(self, signature: Signature, core: Any, names: list[tuple[str, ...]]) -> Any:
+        flat = [n for side in names for n in side]
+        keys = param_names(self.params) if signature.takes_params else {}
+
+        def fn(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            params = {path: _opaque(inputs[key]) for path, key in keys.items()}
+            return {signature.output: core([_opaque(inputs[n]) for n in flat], params)}
+
+        specs = {n: tf.TensorSpec(s.shape, s.dtype, n) for n, s in zip(flat, self._inputs * len(names), strict=True)}
+        specs |= {key: tf.TensorSpec(self.params[p].shape, self.params[p].dtype, key) for p, key in keys.items()}
+        return tf.function(fn, autograph=False).get_concrete_function(**specs)
+
+    def _method(self, signature: Signature, core: Any, model_names: list[str], names: list[tuple[str, ...]]) -> Any:
+        """For Python: a side is a tensor, or for several inputs a list, a tuple or a dict by the model's names."""
+
+        def side(value: Any) -> list[tf.Tensor]:
+            if isinstance(value, Mapping):
+                return [_opaque(value[n]) for n in model_names]
+            return [_opaque(v) for v in value] if isinstance(value, list | tuple) else [_opaque(value)]
+
+        def with_params(x1: Any, x2: Any, params: Any) -> tf.Tensor:
+            return core(side(x1) + side(x2), {path: _opaque(v) for path, v in params.items()})
+
+        def of_two(x1: Any, x2: Any) -> tf.Tensor:
+            return core(side(x1) + side(x2), {})
+
+        def of_one(x: Any) -> tf.Tensor:
+            return core(side(x), {})
+
+        method = with_params if signature.takes_params else of_two if len(signature.sides) == 2 else of_one
+        params = [{path: tf.TensorSpec(None, v.dtype) for path, v in self.params.items()}] * signature.takes_params
+        specs = [[tf.TensorSpec(None, s.dtype, n) for s, n in zip(self._inputs, side, strict=True)] for side in names]
+        if len(model_names) == 1:
+            # One trace for all shapes: without a signature TF traces, and keeps, a graph for each shape it meets.
+            return tf.function(method, [*(spec for (spec,) in specs), *params], autograph=False)
+        function = tf.function(method, autograph=False)
+        for kind in (list, tuple, lambda side: dict(zip(model_names, side, strict=True))):
+            function.get_concrete_function(*map(kind, specs), *params)
+        return function
+
+
+def _checked(name: str, value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    """`value`, with an assertion in the graph that it has the shape of `spec`, and this shape known."""
+    dims = ["n" if d is None else str(d) for d in spec.shape]
+    expected = f"{name}: expected {spec.dtype.name} ({', '.join(dims)}{',' if len(dims) == 1 else ''}), received"
+    shape = tf.shape(value)
+    sizes = tf.constant([-1 if d is None else d for d in spec.shape], tf.int32)
+    rank = len(dims)
+    padded = tf.concat([shape, tf.fill([rank], -1)], 0)[:rank]  # comparable whatever the rank is
+    fits = tf.reduce_all(tf.equal(padded, sizes) | tf.less(sizes, 0)) & tf.equal(tf.size(shape), rank)
+    checks = [_assert(fits, expected, shape)]
+    if narrow := {tf.int64: tf.int32, tf.uint64: tf.uint32}.get(spec.dtype):
+        # XLA's programs are of 32-bit integers, as JAX is.
+        inside = tf.reduce_all((value >= narrow.min) & (value <= narrow.max))
+        bounds = f"{name}: expected {spec.dtype.name} between {narrow.min} and {narrow.max}, received from, to"
+        checks.append(_assert(inside, bounds, tf.stack([tf.reduce_min(value), tf.reduce_max(value)])))
+    with tf.control_dependencies(checks):
+        # Not ensure_shape: from that graph optimizers conclude what shape `value` has, and drop the assertion.
+        return tf.reshape(value, sizes)
+
+
+def _same_count(name: str, names: Sequence[str], side: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The inputs of one side, with an assertion that they hold equally many examples."""
+    if len(side) == 1:
+        return side
+    counts = tf.stack([tf.shape(a)[0] for a in side])
+    message = f"{name}: expected as many examples in each of {', '.join(names)}, received"
+    with tf.control_dependencies([_assert(tf.reduce_all(tf.equal(counts, counts[0])), message, counts)]):
+        return [tf.identity(a) for a in side]
+
+
+def _assert(condition: Any, message: str, numbers: tf.Tensor) -> tf.Operation:
+    return tf.debugging.Assert(condition, [message, numbers], summarize=16)  # by default it shows 3 numbers
+
+
+def _opaque(value: tf.Tensor) -> tf.Tensor:
+    """`value` with its static shape forgotten, so that no graph optimizer drops a check that it thinks decided."""
+    return tf.raw_ops.PlaceholderWithDefault(input=value, shape=tf.TensorShape(None))
+
+
+def _letters_and_digits(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]", "_", text)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, with _2, _3, ... after those that stand before already; none of these is another name of the list."""
+    names = list(names)
+    result: list[str] = []
+    for name in names:
+        unique, count = name, 1
+        while unique in result or (count > 1 and unique in names):
+            count += 1
+            unique = f"{name}_{count}"
+        result.append(unique)
+    return tuple(result)

@@ -1,0 +1,251 @@
+"""What each signature computes: a few XLA programs, and the graph that serves them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+
+from exporter.graph import serve_graph
+from exporter.functionalize import FunctionalModel
+from exporter.graph.lowering import lower
+from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
+from exporter.ntk.precision import in_float64
+from exporter.graph.packing import Packing
+from exporter.graph.kernel_module import Compute
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of programs.
+
+    Attributes:
+      sizes: examples of a side of a program, smallest first.
+      resident: how many tiles' features may be in memory besides those at work.
+      joined: how many blocks of the largest size make a tile, whose features are contracted at once.
+    """
+
+    sizes: tuple[int, ...]
+    resident: int
+    joined: int = 1
+
+    @property
+    def contracted(self) -> tuple[int, ...]:
+        """Examples of a side of a contraction, smallest first."""
+        return tuple(sorted({*self.sizes, self.tile}))
+
+    @property
+    def tile(self) -> int:
+        """Examples of a side of the largest contraction."""
+        return self.sizes[-1] * self.joined
+
+    @property
+    def resident_examples(self) -> int:
+        """How many examples one side of a request may have for features to be computed once."""
+        return self.resident * self.tile
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A kernel and the sizes of its programs.
+
+    Attributes:
+      parts: the kernel.
+      blocks: sizes of the programs.
+      larger: the same for requests too large for these, always by tiles; None if that would not be better.
+    """
+
+    parts: KernelParts
+    blocks: Blocks
+    larger: Schedule | None = None
+
+
+def functions_by_blocks(
+    model: FunctionalModel,
+    schedule: Schedule,
+    names: Sequence[str],
+    *,
+    swap: Sequence[int],
+    platforms: Sequence[str],
+    precision: str,
+) -> dict[str, Compute]:
+    """How each signature is computed.
+
+    Args:
+      model: the model.
+      schedule: its kernel.
+      names: of the signatures to build.
+      swap: the permutation of the kernel's axes that exchanges x1 and x2.
+      platforms: the platforms to lower for.
+      precision: of matrix products, or float64 for everything.
+    """
+    program = functools.partial(_Program, platforms=platforms, precision=precision)
+    packing = Packing((model.trainable, model.frozen), batch_axes=0)
+    x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
+    sizes, passes = schedule.blocks.sizes, schedule.parts.passes
+    kernel, features, parts = _kernel(schedule, packing, schedule.blocks.contracted, program, x, swap)
+    diagonal = program(parts.diagonal, packing.specs, parts.specs)
+
+    def output(variables: Any, x: Any) -> Any:
+        trainable, frozen = packing.unpack(variables)
+        return model.apply_fn(trainable, frozen, x)
+
+    forward = program(output, packing.specs, x)
+
+    def diagonal_of_inputs(variables: Any, x: Any) -> Any:
+        def of_pass(variables: Any) -> Any:
+            return diagonal(_without_pass(variables, passes), features(variables, x))
+
+        zero = tf.zeros([x[0].shape[0], *diagonal.results(1).shape[1:]], diagonal.results(1).dtype)
+        return serve_graph.sum_over_passes(passes, of_pass, variables, zero)
+
+    diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1))
+    forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
+
+    def of(fn: Callable[..., tf.Tensor]) -> Compute:
+        return lambda params, frozen, *sides: fn(packing.pack((params, frozen), tf), *sides)
+
+    pair = of(kernel.pairwise)
+    functions: dict[str, Compute] = {
+        "ntk": pair,
+        "ntk_with_params": pair,
+        "ntk_symmetric": of(kernel.symmetric),
+        "ntk_diagonal": of(diagonals),
+        "forward": of(forwards),
+    }
+    return {name: functions[name] for name in names}
+
+
+class _PackedParts:
+    """A kernel's parts as functions of packed variables and features.
+
+    Attributes:
+      specs: the packed features of one example, as shapes and dtypes.
+    """
+
+    def __init__(self, parts: KernelParts, variables: Packing) -> None:
+        self._parts, self._variables = parts, variables
+        self._features = Packing(parts.specs(1), batch_axes=1)
+        self.specs = self._features.specs
+
+    def features(self, variables: Any, x: Any, *number: Any) -> Any:
+        trainable, frozen = self._variables.unpack(variables)
+        return self._features.pack(self._parts.features(trainable, frozen, x, *number), jnp)
+
+    def contract(self, variables: Any, *sides: Any) -> Any:
+        return self._parts.contract(*self._variables.unpack(variables), *map(self._features.unpack, sides))
+
+    def diagonal(self, variables: Any, features: Any) -> Any:
+        return diagonal_fn(self._parts)(*self._variables.unpack(variables), self._features.unpack(features))
+
+
+def _kernel(
+    schedule: Schedule,
+    packing: Packing,
+    contracted: Sequence[int],
+    program: Callable[..., _Program],
+    x: Any,
+    swap: Sequence[int],
+) -> tuple[serve_graph.Kernel, Callable[[Any, Any], Any], _PackedParts]:
+    """The kernel by contractions of these sizes, its features of (variables, x), and what these are made of."""
+    passes, parts = schedule.parts.passes, _PackedParts(schedule.parts, packing)
+    number = () if passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
+    made = program(parts.features, packing.specs, x, *number, results=parts.specs)
+    contract = program(parts.contract, packing.specs, parts.specs, parts.specs)
+
+    def features(variables: Any, x: Any) -> Any:
+        if passes == 1:
+            return made(variables, tuple(x))
+        variables, number = variables
+        return made(variables, tuple(x), number)
+
+    more = schedule.larger
+    larger = None if more is None else _kernel(more, packing, (more.blocks.tile,), program, x, swap)[0]
+    kernel = serve_graph.Kernel(
+        serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1)),
+        lambda variables, *sides: contract(_without_pass(variables, passes), *sides),
+        sizes=contracted,
+        resident=schedule.blocks.resident,
+        result=contract.results(2),
+        swap=swap,
+        passes=passes,
+        larger=larger,
+    )
+    return kernel, features, parts
+
+
+def _without_pass(variables: Any, passes: int) -> Any:
+    return variables if passes == 1 else variables[0]
+
+
+def functions_of_whole_batches(
+    model: FunctionalModel, kernel: KernelFn, names: Sequence[str], *, platforms: Sequence[str], precision: str
+) -> dict[str, Compute]:
+    """The same for a model whose examples influence each other, so that batches are never split.
+
+    Each number of examples is another program, which XLA compiles when it is first asked for.
+    """
+    program = functools.partial(_Program, platforms=platforms, precision=precision)
+    variables = (model.trainable, model.frozen)
+    x = tuple(jax.ShapeDtypeStruct((2, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
+    sides = [tuple(f"({n}, ...)" for _ in x) for n in ("n1", "n2")]
+    pairs = program(kernel, *variables, x, x, polymorphic_shapes=[None, None, *sides])
+    diagonal = program(coupled_diagonal_fn(kernel), *variables, x, polymorphic_shapes=[None, None, sides[0]])
+    forward = program(model.apply_fn, *variables, x, polymorphic_shapes=[None, None, sides[0]])
+
+    def whole(fn: _Program, params: Any, frozen: Any, *sides: Any) -> tf.Tensor:
+        def run(*sides: Any) -> tf.Tensor:
+            return fn(params, frozen, *map(tuple, sides))
+
+        return serve_graph.whole(run, fn.results(len(sides)), *sides)
+
+    def pair(params: Any, frozen: Any, x1: Any, x2: Any) -> tf.Tensor:
+        return whole(pairs, params, frozen, x1, x2)
+
+    functions: dict[str, Compute] = {
+        "ntk": pair,
+        "ntk_with_params": pair,
+        "ntk_symmetric": lambda params, frozen, x: pair(params, frozen, x, x),
+        "ntk_diagonal": functools.partial(whole, diagonal),
+        "forward": functools.partial(whole, forward),
+    }
+    return {name: functions[name] for name in names}
+
+
+class _Program:
+    """A JAX function lowered for TF, to be called with tensors of any sizes, for each of which XLA has a program."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *specs: Any,
+        platforms: Sequence[str],
+        precision: str,
+        polymorphic_shapes: Sequence[Any] | None = None,
+        results: Any = None,
+    ) -> None:
+        """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes.
+
+        And if they are known those of its results, so that it need not be traced for them.
+        """
+        if precision == "float64":
+            fn, results = in_float64(fn, *specs), None
+        with jax.experimental.enable_x64(precision == "float64"):
+            self._results = jax.eval_shape(fn, *specs) if results is None else results
+        self._run = lower(fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+    def results(self, sides: int) -> Any:
+        """Shapes and dtypes of the results, the first so many axes being numbers of examples."""
+        return jax.tree.map(
+            lambda r: tf.TensorSpec([*[None] * sides, *r.shape[sides:]], np.dtype(r.dtype)), self._results
+        )

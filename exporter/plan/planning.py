@@ -1,0 +1,189 @@
+"""What an export will do, decided before anything is written: which kernel, of what, and how it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.experimental
+import numpy as np
+
+from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
+from exporter.errors import ExportError
+from exporter.functionalize import FunctionalModel, functionalize
+from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
+from exporter.ntk.layerwise.engine import LayerwiseParts
+from exporter.ntk.precision import in_float64
+from exporter.plan.sampling import sample_inputs
+from exporter.graph.kernel_module import SIGNATURES, input_names, param_names
+
+_FAITHFUL = 0.05  # float32 and narrower arithmetic is nearer to float64, and a wrong conversion further off
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is exported.
+
+    Attributes:
+      model: the model as a function.
+      ntk: the kernel's configuration, with axes counted from 0.
+      export: what is written.
+      coupled: whether examples influence each other, so that batches are never split.
+      kernel_shape: of the kernel, with None for numbers of examples.
+    """
+
+    model: FunctionalModel
+    ntk: NtkConfig
+    export: ExportConfig
+    coupled: bool
+    kernel_shape: tuple[int | None, ...]
+
+    @property
+    def axes(self) -> dict[str, tuple[int, ...]]:
+        """The keyword arguments that say which axes of the output the kernel keeps."""
+        return {"trace_axes": self.ntk.trace_axes, "diagonal_axes": self.ntk.diagonal_axes}
+
+    @property
+    def swap(self) -> tuple[int, ...]:
+        """The permutation of the kernel's axes that exchanges x1 and x2."""
+        return swap_permutation(len(self.model.output.shape), **self.axes)
+
+    def kernel(self, implementation: str) -> KernelFn:
+        """The kernel, computed by one of the implementations."""
+        return kernel_fn(
+            self.model.apply_fn,
+            implementation=implementation,
+            coupled=self.coupled,
+            memory=self.export.memory_budget // 2,  # the other half is for the site at work
+            **self.axes,
+        )
+
+    def layerwise_parts(self, block: int, passes: int = 1) -> LayerwiseParts:
+        """The layerwise kernel as features and their contraction, best for blocks of so many examples."""
+        model = self.model
+        return LayerwiseParts(
+            model.apply_fn,
+            model.trainable,
+            model.frozen,
+            self.example,
+            counts=(block, block),
+            passes=passes,
+            **self.axes,
+        )
+
+    @property
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of the model's inputs for one example, (1, ...)."""
+        return tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in self.model.inputs)
+
+    @property
+    def served(self) -> FunctionalModel:
+        """The model with its inputs and variables in the dtypes that the SavedModel has."""
+        if self.ntk.precision != "float64":
+            return self.model
+
+        def widened(dtype: Any) -> str:
+            return "float64" if np.issubdtype(np.dtype(dtype), np.floating) else np.dtype(dtype).name
+
+        model = self.model
+        return dataclasses.replace(
+            model,
+            trainable={path: v.astype(widened(v.dtype)) for path, v in model.trainable.items()},
+            frozen={path: v.astype(widened(v.dtype)) for path, v in model.frozen.items()},
+            inputs=tuple(dataclasses.replace(spec, dtype=widened(spec.dtype)) for spec in model.inputs),
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is exported, for people: titles and texts."""
+        model = self.model
+        frozen = {path: v for path, v in model.frozen.items() if path not in model.excluded}
+        excluded = {path: v for path, v in model.frozen.items() if path in model.excluded}
+        rows = [("model", model.name)]
+        rows += [("input", _spec(s.name, s.shape, s.dtype)) for s in model.inputs]
+        rows += [("output", _spec(s.name, s.shape, s.dtype) + " *" * (s == model.output)) for s in model.outputs]
+        for title, variables in (("trainable", model.trainable), ("frozen", frozen), ("excluded", excluded)):
+            count = sum(v.size for v in variables.values())
+            rows.append((title, f"{len(variables)} variables, {count:,} numbers"))
+            rows += [("", f"  {path} {list(v.shape)}") for path, v in variables.items()]
+        rows += [
+            ("kernel", _spec("ntk", self.kernel_shape, self.kernel_dtype)),
+            ("examples", "coupled: a batch is never split" if self.coupled else "independent of each other"),
+            ("implementation", self.ntk.implementation),
+            ("precision", self.ntk.precision),
+            ("platforms", ", ".join(self.export.platforms)),
+        ]
+        for name in self.export.signatures:
+            signature = SIGNATURES[name]
+            inputs = [n for side in signature.sides for n in input_names(side, model.inputs)]
+            params = list(param_names(model.trainable).values()) if signature.takes_params else []
+            shown = inputs + params if len(params) < 4 else [*inputs, f"{len(params)} × params_…"]
+            rows.append(("signature", f"{name}({', '.join(shown)}) -> {signature.output}"))
+        return rows
+
+    @property
+    def kernel_dtype(self) -> str:
+        """The dtype of the kernel."""
+        return "float64" if self.ntk.precision == "float64" else self.model.output.dtype
+
+
+def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
+    """Functionalizes a model and checks the configuration against it.
+
+    Raises:
+      ExportError: the model or the configuration cannot be exported.
+    """
+    check_together(ntk, export)
+    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output)
+    rank = len(functional.output.shape)
+    trace_axes, diagonal_axes = check_axes(ntk, rank)
+    ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+    coupled = ntk.vmap_axes is None
+    _check_on_examples(functional, None if coupled else ntk.vmap_axes, max(_FAITHFUL, export.verify.rtol))
+    kept: list[int | None] = [None, None]
+    for axis in range(1, rank):
+        if axis not in trace_axes:
+            kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
+    return Plan(functional, ntk, export, coupled, tuple(kept))
+
+
+def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:
+    """Raises if the function of a model is not that model, or if its examples influence each other, on random inputs.
+
+    Args:
+      model: the model, whose function is evaluated in float64.
+      vmap_axes: None if examples may influence each other.
+      rtol: of the function's outputs to those that TensorFlow computes.
+    """
+    first, second = sample_inputs(model.inputs, 3, seed=0), sample_inputs(model.inputs, 3, seed=1)
+    mixed = tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
+    fn = in_float64(model.apply_fn, model.trainable, model.frozen, first)
+    with jax.experimental.enable_x64():
+        apply = jax.jit(fn)
+        outputs, among = (np.asarray(apply(model.trainable, model.frozen, x)) for x in (first, mixed))
+    original = np.asarray(model.original(first), np.float64)
+    if not (change := _change(original, outputs)) <= rtol:
+        raise ExportError(
+            f"{model.name!r} was not converted to JAX faithfully: expected the outputs that TensorFlow computes on "
+            f"random inputs, received a difference of {change:.2g} (relative to the largest). Replace the layers that "
+            "are less common, and please report them; if it is the outputs that are inexact in the model's own "
+            "precision, set a larger export.verify.rtol."
+        )
+    if vmap_axes is not None and not (change := _change(outputs[1], among[1])) <= 1e-9:
+        raise ExportError(
+            "Examples influence each other: expected the output of an example not to depend on the others of its batch "
+            f"(ntk.vmap_axes: {vmap_axes}), received a change of {change:.2g} (relative) when the others changed. "
+            "Set ntk.vmap_axes: null for the kernel of whole batches, or remove what couples them (batch statistics, "
+            "reductions over the batch axis)."
+        )
+
+
+def _change(expected: np.ndarray, received: np.ndarray) -> float:
+    """The largest difference relative to the largest expected number; what neither side has finite does not count."""
+    either = np.isfinite(expected) | np.isfinite(received)
+    scale = np.max(np.abs(expected), initial=np.finfo(np.float32).tiny, where=np.isfinite(expected))
+    return float(np.max(np.abs(expected - received), initial=0.0, where=either) / scale)
+
+
+def _spec(name: str, shape: tuple[int | None, ...], dtype: str) -> str:
+    return f"{name} ({', '.join('n' if d is None else str(d) for d in shape)}) {dtype}"

@@ -1,0 +1,302 @@
+"""`neural_tangents.experimental` for today's TensorFlow, Keras and JAX: the same functions, for more models.
+
+Importing this module makes `import neural_tangents` work as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+from jax.experimental import jax2tf
+
+from exporter.functionalize import FunctionalModel, functionalize
+from exporter.functionalize.model_kinds import source_of
+from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.neural_tangents_bridge import (
+    IMPLEMENTATIONS,
+    Axes,
+    NtkFn,
+    empirical_ntk_fn,
+    fastest_ntk_fn,
+    implementations,
+    import_neural_tangents,
+)
+from exporter.functionalize.structures import leaves, map_leaves
+from exporter.functionalize.tf_ops import GraphFunction, Library
+
+__all__ = ["empirical_ntk_fn_tf", "get_apply_fn_and_params"]
+
+PyTree = Any
+Params = Mapping[str, Any]
+
+PLATFORMS = ("cpu", "cuda")
+
+import_neural_tangents()
+
+
+def empirical_ntk_fn_tf(
+    f: Any,
+    trace_axes: Axes = (-1,),
+    diagonal_axes: Axes = (),
+    vmap_axes: Any = None,
+    implementation: int | str = 1,
+    _j_rules: bool = True,
+    _s_rules: bool = True,
+    _fwd: bool | None = None,
+    *,
+    trainable_only: bool = True,
+) -> Callable[..., PyTree]:
+    """`neural_tangents.experimental.empirical_ntk_fn_tf`: the empirical NTK of a TensorFlow model.
+
+    Args:
+        f: a Keras 3 or tf_keras model that is built; a `tf.Module` that is callable on inputs of its `input_shape`, or
+            whose `__call__` is a `tf.function` with an input signature; or a `tf.function` of `(params, x)` with an
+            input signature, where params and x may be nested dicts, lists and tuples.
+        trace_axes: see `exporter.ntk.neural_tangents_bridge.empirical_ntk_fn`, also for the kernel's shape.
+        diagonal_axes: as above.
+        vmap_axes: as above. 0 if the outputs of each example depend on that example alone: much faster than None.
+        implementation: as above, or "layerwise", this project's own engine, which AUTO measures too; both where
+            `vmap_axes` is 0 or None.
+        _j_rules: as above.
+        _s_rules: as above.
+        _fwd: as above.
+        trainable_only: whether `params` are the model's trainable variables, or all its floating variables; of no
+            meaning for a `tf.function`.
+
+    Returns:
+        A `tf.function` `ntk_fn(x1, x2, params)`, compiled by XLA for each new combination of shapes; `x2=None` stands
+        for x1. For a model `params` is a dict from variable path to array, as from `get_apply_fn_and_params`, and
+        variables that are not in it keep the value that they have now. A model with several outputs has a kernel for
+        each, in the outputs' structure.
+
+    Raises:
+        ValueError: for arguments that do not go together, here or when `ntk_fn` is called.
+        ExportError: for a model that cannot be converted to JAX.
+    """
+    model = _from_function(f) if _is_function(f) else _from_model(f, trainable_only)
+    ntk_fn = _ntk_fn(
+        model,
+        implementation,
+        trace_axes=trace_axes,
+        diagonal_axes=diagonal_axes,
+        vmap_axes=vmap_axes,
+        _j_rules=_j_rules,
+        _s_rules=_s_rules,
+        _fwd=_fwd,
+    )
+    converted = jax2tf.convert(
+        lambda x1, x2, params, frozen: ntk_fn(x1, x2, params, frozen=frozen), native_serialization_platforms=PLATFORMS
+    )
+    frozen = {path: tf.constant(value) for path, value in model.frozen.items()}
+
+    def program(x1: PyTree, x2: PyTree, params: PyTree) -> PyTree:
+        with jax.experimental.enable_x64(model.is_float64):
+            return converted(x1, x2, params, frozen)
+
+    return tf.function(program, jit_compile=True, autograph=False)
+
+
+def get_apply_fn_and_params(f: Any, *, trainable_only: bool = True) -> tuple[Callable[..., PyTree], dict[str, Any]]:
+    """`neural_tangents.experimental.get_apply_fn_and_params`: a model as a JAX function, and its parameters.
+
+    Args:
+        f: a model as for `empirical_ntk_fn_tf`, not a `tf.function` of (params, x), whose parameters are the caller's.
+        trainable_only: whether the parameters are the model's trainable variables, or all its floating variables
+            (BatchNorm's statistics and frozen layers too). Those that no output depends upon are left out.
+
+    Returns:
+        `(apply_fn, params)`: `apply_fn(params, x)` computes the model's outputs in inference mode, in JAX; `params` is
+        a dict from variable path to numpy array, usable as it is from TensorFlow and JAX.
+
+    Raises:
+        ValueError: for a `tf.function`.
+        ExportError: for a model that cannot be converted to JAX.
+    """
+    if _is_function(f):
+        raise ValueError(
+            "Expected a Keras model or a tf.Module, whose variables are the parameters, received a tf.function; pass "
+            "it to empirical_ntk_fn_tf, and your own parameters to the function that this returns."
+        )
+    model = _from_model(f, trainable_only)
+
+    def apply_fn(params: Params, x: PyTree) -> PyTree:
+        return model.apply_fn(params, x, frozen=model.frozen)
+
+    return apply_fn, dict(model.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """`apply_fn(params, x, frozen)` in JAX, and the present values of its params (of a model) and frozen variables."""
+
+    apply_fn: Callable[..., PyTree]
+    params: Mapping[str, np.ndarray]
+    frozen: Mapping[str, np.ndarray]
+    is_float64: bool
+
+
+def _ntk_fn(model: _Model, implementation: int | str, **settings: Any) -> NtkFn:
+    """The NTK in JAX: `ntk_fn(x1, x2, params, frozen=frozen)`."""
+    if implementation == "layerwise":
+        return _layerwise_ntk_fn(model, **settings)
+    if implementation in (IMPLEMENTATIONS["auto"], "auto") and settings["vmap_axes"] in (0, None):
+        return fastest_ntk_fn(
+            {**implementations(model.apply_fn, **settings), "layerwise": _layerwise_ntk_fn(model, **settings)}
+        )
+    return empirical_ntk_fn(model.apply_fn, implementation=implementation, **settings)
+
+
+def _layerwise_ntk_fn(
+    model: _Model, *, trace_axes: Axes, diagonal_axes: Axes, vmap_axes: Any, **of_neural_tangents: Any
+) -> NtkFn:
+    """The layerwise engine for pytrees of inputs and outputs."""
+    if vmap_axes not in (0, None):
+        raise ValueError(f"Expected vmap_axes 0 or None for implementation='layerwise', received {vmap_axes!r}.")
+
+    def ntk_fn(x1: PyTree, x2: PyTree, params: PyTree, frozen: Params) -> PyTree:
+        outputs, structure = jax.tree.flatten(jax.eval_shape(model.apply_fn, params, x1, frozen))
+        inputs1, inputs = jax.tree.flatten(x1)
+        inputs2 = None if x2 is None else tuple(jax.tree.leaves(x2))
+
+        def kernel_of(index: int, rank: int) -> Any:
+            def apply_fn(params: PyTree, frozen: Params, x: tuple[Any, ...]) -> Any:
+                return jax.tree.leaves(model.apply_fn(params, jax.tree.unflatten(inputs, x), frozen))[index]
+
+            whole_batch = vmap_axes is None or 0 in [axis % rank for axis in (*trace_axes, *diagonal_axes)]
+            kernel_fn = layerwise_kernel_fn(
+                apply_fn, trace_axes=trace_axes, diagonal_axes=diagonal_axes, coupled=whole_batch
+            )
+            return kernel_fn(params, frozen, tuple(inputs1), inputs2)
+
+        return jax.tree.unflatten(structure, [kernel_of(i, output.ndim) for i, output in enumerate(outputs)])
+
+    return ntk_fn
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+def _from_model(f: Any, trainable_only: bool) -> _Model:
+    first = functionalize(f, output=0)
+    models = [first, *(functionalize(f, output=i) for i in range(1, len(first.outputs)))]
+    structure = _output_structure(f) if len(models) > 1 else 0
+    trainable = {path: value for model in models for path, value in model.trainable.items()}
+    others = {path: value for model in models for path, value in model.frozen.items() if path not in trainable}
+    if not trainable_only:
+        trainable |= {path: value for path, value in others.items() if _is_floating(value)}
+    frozen = {path: value for path, value in others.items() if path not in trainable}
+    flatten_inputs = _input_flattener(f, first)
+
+    def apply_fn(params: Params, x: PyTree, frozen: Params) -> PyTree:
+        _check_params(params, trainable, frozen)
+        inputs = flatten_inputs(x)
+        outputs = [model.apply_fn(params, frozen, inputs) for model in models]
+        return map_leaves(lambda index: None if index is None else outputs[index], structure)
+
+    return _Model(apply_fn, trainable, frozen, _any_float64([*trainable.values(), *frozen.values(), *first.inputs]))
+
+
+def _check_params(params: Params, trainable: Params, frozen: Params) -> None:
+    """ValueError unless params are the parameters; variables that no output depends upon may be among them."""
+    missing, extra = [p for p in trainable if p not in params], [p for p in frozen if p in params]
+    if missing or extra:
+        problems = [f"without {missing}"] * bool(missing) + [f"with {extra}, which are not trainable"] * bool(extra)
+        raise ValueError(
+            f"Expected params to be a dict of the {len(trainable)} variables that get_apply_fn_and_params returns, "
+            f"received one {' and '.join(problems)}; for a kernel over all variables pass trainable_only=False to both "
+            "functions."
+        )
+
+
+def _output_structure(f: Any) -> PyTree:
+    """The structure of a model's outputs, each leaf its index among those that are not None."""
+    source = source_of(f)
+    specs = map_leaves(lambda named: named.spec, source.inputs)
+    traced = tf.function(source.call, autograph=source.autograph).get_concrete_function(specs)
+    indices = iter(range(len(traced.outputs)))
+    return map_leaves(lambda leaf: None if leaf is None else next(indices), traced.structured_outputs)
+
+
+def _input_flattener(f: Any, model: FunctionalModel) -> Callable[[PyTree], tuple[Any, ...]]:
+    """Brings a structure of inputs into the model's order; dicts go by their keys, since JAX sorts these."""
+    paths = [path for path, _ in leaves(source_of(f).inputs)]
+
+    def flatten(x: PyTree) -> tuple[Any, ...]:
+        received = dict(leaves(x))
+        if len(paths) == len(received) == 1:
+            return tuple(received.values())
+        if set(received) != set(paths):
+            raise ValueError(
+                f"Expected x to be a list, tuple or dict of the model's {len(paths)} inputs with leaves at {paths} "
+                f"({', '.join(map(str, model.inputs))}), received leaves at {list(received)}."
+            )
+        return tuple(received[path] for path in paths)
+
+    return flatten
+
+
+# -------------------------------------------------------------------------------------- functions of parameters
+
+
+def _is_function(f: Any) -> bool:
+    return isinstance(f, tf.types.experimental.PolymorphicFunction)
+
+
+def _from_function(f: Any) -> _Model:
+    if f.input_signature is None or len(f.input_signature) != 2:
+        raise ValueError(
+            "Expected a tf.function with the signature f(params, x), received one with input_signature="
+            f"{f.input_signature}; decorate it with tf.function(input_signature=[specs of params, specs of x])."
+        )
+    traced = f.get_concrete_function()
+    function = GraphFunction(traced.function_def, Library(traced.graph.as_graph_def().library.function))
+    signature = tuple(traced.structured_input_signature[0])
+    variables = {id(variable.handle): variable for variable in traced.variables}
+    captures = [
+        str(index) if tensor.dtype == tf.resource else tensor.numpy()
+        for index, tensor in enumerate(traced.captured_inputs)
+    ]
+    frozen = {
+        str(index): variables[id(tensor)].numpy()
+        for index, tensor in enumerate(traced.captured_inputs)
+        if tensor.dtype == tf.resource
+    }
+
+    def apply_fn(params: PyTree, x: PyTree, frozen: Params) -> PyTree:
+        _check_structure(signature, (params, x))
+        args = map(jnp.asarray, tf.nest.flatten((params, x)))
+        held = [jnp.asarray(frozen[c]) if isinstance(c, str) else c for c in captures]
+        results = iter(function(*args, *held))
+        return tf.nest.map_structure(
+            lambda leaf: None if leaf is None else jnp.asarray(next(results)), traced.structured_outputs
+        )
+
+    return _Model(apply_fn, {}, frozen, _any_float64([*tf.nest.flatten(signature), *frozen.values()]))
+
+
+def _check_structure(expected: PyTree, received: PyTree) -> None:
+    paths, received_paths = (sorted(path for path, _ in leaves(structure)) for structure in (expected, received))
+    if paths != received_paths:
+        raise ValueError(
+            "Expected (params, x) as in the tf.function's input signature, with leaves at "
+            f"{paths}, received leaves at {received_paths}."
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- dtypes
+
+
+def _is_floating(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _any_float64(specs: Sequence[Any]) -> bool:
+    """Whether any of these arrays and specs is of 64-bit floats, which JAX only computes with where it is told to."""
+    return any(tf.as_dtype(spec.dtype) == tf.float64 for spec in specs)

@@ -1,0 +1,333 @@
+"""Serves exported kernels over TF Serving's gRPC and REST APIs.
+
+ntk-serve --model_base_path=BASE_DIR [--model_name=NAME] [--port=8500] [--rest_api_port=8501] [--server=auto]
+          [-- FLAGS OF tensorflow_model_server]
+
+Starts tensorflow_model_server with the flags that the kernels need if there is one ($TF_MODEL_SERVER, on the PATH, or
+as a container image that was pulled before), else the embedded server. Serves until SIGTERM or Ctrl-C, which lets
+requests finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pathlib
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import types
+import urllib.error
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from absl import app, flags, logging
+
+from serving.shared.suggest import did_you_mean
+from serving.start import example_request, server_choice
+from serving.shared import model_server
+from serving.shared.addresses import from_here, host_port
+from serving.shared.quiet import import_tensorflow_quietly
+
+if TYPE_CHECKING:
+    from serving.local_server import ModelOptions
+
+_FLAGS = flags.FlagValues()
+_string = functools.partial(flags.DEFINE_string, flag_values=_FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=_FLAGS, lower_bound=0)
+_BASE_PATH = _string("model_base_path", None, "Model base directory, which has the versions /1, /2, ...")
+_CONFIG_FILE = _string("model_config_file", None, "Or else a ModelServerConfig in text format, as TF Serving takes it.")
+_NAME = _string("model_name", "default", "By which clients ask for the model.")
+_HOST = _string(
+    "host", "127.0.0.1", "Address to listen on; 0.0.0.0 opens the server to the network, without authentication."
+)
+_PORT = _integer("port", model_server.GRPC_PORT, "Port of gRPC; 0 for any free one.", upper_bound=65535)
+_REST_PORT = _integer("rest_api_port", model_server.REST_PORT, "Port of REST; 0 for any free one.", upper_bound=65535)
+_SERVER = flags.DEFINE_enum(
+    "server",
+    "auto",
+    ["auto", "tensorflow_model_server", "container", "embedded"],
+    "What serves.",
+    flag_values=_FLAGS,
+)
+_IMAGE = _string("image", model_server.IMAGE, "Of the container.")
+_GPU = flags.DEFINE_bool("gpu", False, "Serve on GPUs (tensorflow_model_server and container).", flag_values=_FLAGS)
+_REST_TIMEOUT = flags.DEFINE_float(
+    "rest_timeout_seconds", 600.0, "Longest time until the answer to a REST request.", 0.001, flag_values=_FLAGS
+)
+_GRPC_THREADS = _integer("grpc_max_threads", 64, "gRPC requests at a time (tensorflow_model_server and container).")
+_CONCURRENCY = _integer("max_concurrency", 0, "Requests computed at a time (embedded); 0 for one for each core.")
+_QUEUE = _integer("max_queue", 256, "Requests that wait for a place beside these (embedded).")
+_MESSAGE_MIB = _integer("max_message_mib", 1024, "Largest request or answer in MiB (embedded).", upper_bound=2047)
+_SHUTDOWN = flags.DEFINE_float(
+    "shutdown_seconds", 30.0, "Longest time for requests to finish at the end (embedded).", 0.0, flag_values=_FLAGS
+)
+_LOG_REQUESTS = flags.DEFINE_bool("log_requests", False, "Log each request (embedded).", flag_values=_FLAGS)
+
+_USAGE = 2  # exit code
+_HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+_POLL_SECONDS = 0.2
+
+
+def run() -> None:
+    """Runs the command with the arguments of the process, and ends the process with its exit code.
+
+    0: it was ended by SIGTERM or SIGINT. 1: an error. 2: wrong usage. Else: how tensorflow_model_server ended.
+    """
+    app.run(main, flags_parser=_parse_flags)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serves as the parsed flags say, and returns the exit code; `argv` holds flags for tensorflow_model_server."""
+    try:
+        _check_flags()
+        choice = server_choice.choose(_SERVER.value or "auto", _IMAGE.value or "")
+        if choice.kind == "embedded" and argv[1:]:
+            raise app.UsageError(f"expected no flags of tensorflow_model_server for the embedded server: {argv[1:]}")
+        if choice.kind == "embedded":
+            return _serve_embedded(choice)
+        return _serve_by_process(choice, argv[1:])
+    except app.UsageError as error:
+        _end_with_usage_error(str(error))
+    except (LookupError, OSError, RuntimeError, ValueError) as error:
+        logging.debug("", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags of this command, then absl's own; returns what follows "--"."""
+    own, extra = list(argv), []
+    if "--" in own:
+        place = own.index("--")
+        own, extra = own[:place], own[place + 1 :]
+    if any(argument in _HELP for argument in own[1:]):
+        print(f"{__doc__}\n{_FLAGS.module_help(__name__)}\n\n--verbosity=-1 shows warnings and errors only.")
+        sys.exit(0)
+    try:
+        _FLAGS.set_gnu_getopt(True)
+        flags.FLAGS.set_gnu_getopt(True)
+        rest = flags.FLAGS(_FLAGS(own, known_only=True))
+        if rest[1:]:
+            raise flags.Error(f"unexpected arguments {rest[1:]}: flags of tensorflow_model_server come after --")
+    except flags.UnrecognizedFlagError as error:
+        hint = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*_FLAGS, *flags.FLAGS)])
+        _end_with_usage_error(f"unknown flag --{error.flagname}{hint}")
+    except flags.Error as error:
+        _end_with_usage_error(str(error))
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    return [own[0], *extra]
+
+
+def _end_with_usage_error(message: str) -> NoReturn:
+    print(f"error: {message}\n(ntk-serve --help shows all flags)", file=sys.stderr)
+    sys.exit(_USAGE)
+
+
+def _check_flags() -> None:
+    """Raises UsageError with all problems."""
+    problems = []
+    base_path, config_file = _BASE_PATH.value, _CONFIG_FILE.value
+    if bool(base_path) == bool(config_file):
+        received = "both" if base_path else "neither"
+        problems.append(f"expected either --model_base_path or --model_config_file, received {received}")
+    if base_path and not os.path.isdir(base_path):
+        problems.append(f"--model_base_path: expected a directory, found none at {base_path}")
+    if config_file and not os.path.isfile(config_file):
+        problems.append(f"--model_config_file: expected a file, found none at {config_file}")
+    if _PORT.value and _PORT.value == _REST_PORT.value:
+        problems.append(f"--port and --rest_api_port: expected two ports, received {_PORT.value} for both")
+    if problems:
+        raise app.UsageError("\n".join(problems))
+
+
+def _models() -> list[ModelOptions]:
+    """The models that the flags name."""
+    from serving.local_server import ModelOptions
+    from serving.local_server.model_config import read_model_config
+
+    if _CONFIG_FILE.value:
+        return read_model_config(pathlib.Path(_CONFIG_FILE.value))
+    return [ModelOptions(pathlib.Path(_BASE_PATH.value or "").absolute(), _NAME.value or "")]
+
+
+# ------------------------------------------------------------------------------------------------------------ embedded
+
+
+def _serve_embedded(choice: server_choice.Choice) -> int:
+    _announce(choice)
+    import_tensorflow_quietly()
+    from serving.local_server import LocalServer, ServerOptions
+
+    options = ServerOptions(
+        host=_HOST.value or "",
+        grpc_port=_PORT.value or 0,
+        rest_port=_REST_PORT.value or 0,
+        max_concurrency=_CONCURRENCY.value or os.cpu_count() or 1,
+        max_queue=_QUEUE.value or 0,
+        max_message_bytes=(_MESSAGE_MIB.value or 1) << 20,
+        rest_timeout_seconds=_REST_TIMEOUT.value or 0.0,
+        shutdown_seconds=_SHUTDOWN.value or 0.0,
+        log_requests=bool(_LOG_REQUESTS.value),
+        tensor_content=True,
+    )
+    models = _models()
+    server = LocalServer(models, options)
+    with _ended_by_signal() as ended:
+        # In a thread of its own, because loading runs for minutes without looking at signals.
+        start = _Background(server.start)
+        while not ended(_POLL_SECONDS) and not start.done:
+            pass
+        if start.done:
+            start.result()
+            _show_ready(options.host, server.grpc_port, server.rest_port, [model.name for model in models])
+            ended(None)
+            logging.info("stopping: requests have %g s to finish", options.shutdown_seconds)
+            server.stop()
+    sys.stdout.flush()
+    logging.flush()
+    # Threads that still load or compute have had their time, and would hold up an ordinary exit.
+    os._exit(0)
+
+
+class _Background:
+    """A call in a thread that does not hold up the end of the process."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> None:
+        """Raises what the call raised."""
+        if self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+
+
+# ------------------------------------------------------------------------------------------- tensorflow_model_server
+
+
+def _serve_by_process(choice: server_choice.Choice, extra: Sequence[str]) -> int:
+    ports = [port or _free_port() for port in (_PORT.value, _REST_PORT.value)]
+    base_path, config_file = (
+        os.path.abspath(path) if path else None for path in (_BASE_PATH.value, _CONFIG_FILE.value)
+    )
+    arguments = [
+        *map(
+            str,
+            model_server.model_server_flags(
+                model_base_path=base_path,
+                model_config_file=config_file,
+                model_name=_NAME.value or "",
+                port=ports[0],
+                rest_api_port=ports[1],
+                gpu=bool(_GPU.value),
+                grpc_max_threads=_GRPC_THREADS.value or 1,
+                rest_timeout_seconds=_REST_TIMEOUT.value or 1.0,
+            ),
+        ),
+        *extra,
+    ]
+    names = [_NAME.value or ""] if base_path else [model.name for model in _models()]
+    command = [choice.program, *arguments]
+    host = _HOST.value or ""
+    if choice.kind == "container":
+        paths = [base_path] if base_path else [config_file or "", *(str(model.base_path) for model in _models())]
+        command = server_choice.container_command(
+            choice.program, _IMAGE.value or "", host, ports, paths, arguments, gpu=bool(_GPU.value)
+        )
+    elif host == from_here(host):
+        host = "0.0.0.0"
+        print("note: tensorflow_model_server listens on all addresses of this machine", file=sys.stderr)
+    _announce(choice)
+    logging.info("%s", " ".join(command))
+    with _ended_by_signal() as ended, subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        ready = False
+        while process.poll() is None and not ended(_POLL_SECONDS):
+            if not ready and all(_is_available(host_port(from_here(host), ports[1]), name) for name in names):
+                ready = True
+                _show_ready(host, ports[0], ports[1], names)
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+            return 0
+        print(f"error: {choice.kind} ended by itself, with exit code {process.returncode}", file=sys.stderr)
+        return process.returncode if 0 < process.returncode < 256 else 1
+
+
+def _free_port() -> int:
+    """A port for a server that takes 0 for none."""
+    with socket.create_server(("", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+def _is_available(rest_address: str, name: str) -> bool:
+    try:
+        example_request.fetch_metadata(rest_address, name, seconds=5)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------------------------------- common
+
+
+def _announce(choice: server_choice.Choice) -> None:
+    print(f"server  {choice.kind} ({choice.reason})", flush=True)
+
+
+def _show_ready(host: str, grpc_port: int, rest_port: int, names: Sequence[str]) -> None:
+    print(f"gRPC    {host_port(host, grpc_port)}\nREST    http://{host_port(host, rest_port)}", flush=True)
+    local = host_port(from_here(host), rest_port)
+    for name in names:
+        with contextlib.suppress(urllib.error.HTTPError):
+            metadata = example_request.fetch_metadata(local, name)
+            version = metadata["model_spec"]["version"]
+            line = example_request.curl_line(local, name, metadata)
+            print(f"model   {name}, version {version}\n\n{line}\n", flush=True)
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[Callable[[float | None], bool]]:
+    """A function that waits for SIGTERM or SIGINT, for some seconds or for ever, and tells if one came.
+
+    It reads a pipe. An event's lock would be held by the very wait that the handler interrupts, to wait for the lock.
+    """
+    came, comes = os.pipe()
+
+    def wait(seconds: float | None) -> bool:
+        return bool(select.select([came], [], [], seconds)[0])
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        if not wait(0):
+            os.write(comes, b"!")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield wait
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(came)
+        os.close(comes)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,360 @@
+"""The command: its usage, its output, its exit codes, and that a failed export leaves nothing behind."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+
+from exporter.command import main
+
+# Keras 3.15 and TensorFlow 2.21 with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+MODELS = """
+    import time
+    import keras, numpy as np, tensorflow as tf
+
+    def dense(*layers, shape=(4,), **options):
+        keras.utils.set_random_seed(0)
+        return keras.Sequential([keras.Input(shape, **options), *layers, keras.layers.Dense(3)])
+
+    def good(): return dense()
+    def lambda_layer(): return dense(keras.layers.Lambda(lambda x: 2 * x, name="double"))
+    def unbuilt(): return keras.Sequential([keras.layers.Dense(3)])
+    def unknown_shape(): return keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(3)])
+
+    def frozen():
+        model = dense()
+        model.trainable = False
+        return model
+
+    def nan():
+        model = dense()
+        model.layers[-1].bias.assign([0.0, np.nan, 0.0])
+        return model
+
+    class Coupled(keras.layers.Layer):
+        def call(self, x): return x - keras.ops.mean(x, axis=0)
+
+    def coupled(): return dense(Coupled())
+
+    class Words(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = tf.Variable(tf.ones(8))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 1), tf.string)])
+        def __call__(self, x): return tf.gather(self.weights, tf.strings.to_hash_bucket_fast(x, 8))
+
+    class Ragged(Words):
+        @tf.function(input_signature=[tf.RaggedTensorSpec((None, None), tf.int32)])
+        def __call__(self, x): return tf.reduce_sum(tf.gather(self.weights, x), axis=1)
+
+    def fails(): raise RuntimeError("no weights\\nsecond line")
+
+    def sleeps():
+        print("sleeping", flush=True)
+        time.sleep(60)
+
+    def defines_flags():
+        from absl import flags
+        for name in ("model", "config", "output", "set"):
+            flags.DEFINE_string(name, "theirs", "help")
+        assert flags.FLAGS.model == "theirs"
+        return dense()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory: an empty one but for the module `models`."""
+    (tmp_path / "models.py").write_text(textwrap.dedent(MODELS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "models", raising=False)  # of other tests
+    yield tmp_path
+    sys.modules.pop("models", None)
+
+
+@pytest.fixture
+def invoke(capsys, monkeypatch):
+    """Runs the command in this process: invoke(*flags) returns exit code, stdout and stderr."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def call(*arguments):
+        for name in main._FLAGS:
+            main._FLAGS[name].unparse()
+        main.flags.FLAGS["verbosity"].unparse()
+        capsys.readouterr()
+        try:
+            with warnings.catch_warnings():
+                code = main.main(main._parse_flags(["ntk-export", *arguments]))
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+# As a terminal starts it, also where the tests run in the background, which has some signals ignored.
+START = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "exporter", *sys.argv[1:]])
+"""
+
+
+def command(*arguments, **options):
+    """Starts the command in a process of its own."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("TF_", "JAX_", "KERAS_"))},
+        "PYTHONPATH": str(pathlib.Path(main.__file__).parent.parent),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", START, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def left_behind(folder):
+    """The base directory and hidden files, which is all that an export writes."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith((".", "out")))
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("flags", "messages"),
+        [
+            ([], ["--model is missing: expected a file", "--output is missing: expected a model base directory"]),
+            (["--model=models:good"], ["--output is missing"]),
+            (["--output=out", "--model="], ["--model is missing"]),
+            (["--explain"], ["--model is missing"]),
+            (["--modle=models:good", "--output=out"], ["unknown flag --modle; did you mean '--model'?"]),
+            (["--verbosty=1"], ["unknown flag --verbosty; did you mean '--verbosity'?"]),
+            (["--colour"], ["unknown flag --colour\n"]),
+            (["model.keras", "--output=out"], ["unexpected argument 'model.keras': all arguments are flags"]),
+            (["--model"], ["Missing value for flag --model"]),
+            (["--model=models:good", "--output=out", "--safe_mode=7"], ["flag --safe_mode=7: "]),
+        ],
+    )
+    def test_wrong(self, folder, invoke, flags, messages):
+        code, out, err = invoke(*flags)
+        assert code == 2
+        assert not out
+        assert err.startswith("error: ")
+        assert all(message in err for message in messages)
+        assert err.endswith("(ntk-export --help shows all flags)\n")
+        assert not left_behind(folder)
+
+    @pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort"])
+    def test_help(self, invoke, flag):
+        code, out, err = invoke(flag)
+        assert (code, err) == (0, "")
+        for name in (
+            "--model:",
+            "--config:",
+            "--output:",
+            "--set:",
+            "--[no]safe_mode:",
+            "--[no]explain:",
+            "--verbosity",
+        ):
+            assert name in out
+
+    def test_flags_may_be_written_with_a_space(self, folder, invoke):
+        code, _, err = invoke("--model", "models:nothing", "--output", "out", "--verbosity", "-1")
+        assert code == 1
+        assert "models has no attribute 'nothing'" in err
+
+
+class TestWrongInputIsFoundBeforeTensorFlowIsImported:
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--model=model.kears"], "there is no model 'model.kears'; did you mean 'model.keras'?"),
+            (["--model=model.keras"], "'model.keras' is truncated, damaged, or no Keras archive"),
+            (["--model=model.h5"], "'model.h5' is truncated, damaged, or no HDF5 file"),
+            (["--model=empty"], "the directory 'empty' is no SavedModel"),
+            (["--model=modles:good"], "there is no module 'modles'"),
+            (
+                ["--config=config.yml"],
+                "config.yml: cannot be read: No such file or directory; did you mean 'config.yaml'",
+            ),
+            (["--config=config.yaml"], "config.yaml: line 1, column 6: not YAML"),
+            (["--config=twice.yaml"], "twice.yaml: line 2: key 'ntk' stands twice, first on line 1"),
+            (["--config=unknown.yaml"], "unknown.yaml: ntk: unknown key 'trace_axis'; did you mean 'trace_axes'?"),
+            (["--config=types.yaml"], "types.yaml: export.warmup: expected true or false, got 'maybe'"),
+            (["--set=ntk.trace_axis=[]"], "unknown key 'ntk.trace_axis'; did you mean 'ntk.trace_axes'?"),
+            (["--set=ntk.diagonal_axes=[-1]"], "expected no axis that is in diagonal_axes too, got -1 in both"),
+            (["--set=ntk.trace_axes=[0]"], "use the ntk_diagonal signature"),
+            (["--set=ntk.precision=float64", "--set=export.platforms=[cpu,tpu]"], "tpu has no float64"),
+        ],
+    )
+    def test_message(self, folder, flags, message):
+        (folder / "empty").mkdir()
+        for name, text in {
+            "model.keras": "no model",
+            "model.h5": "no model",
+            "config.yaml": "ntk: ]",
+            "twice.yaml": "ntk: {}\nntk: {}\n",
+            "unknown.yaml": "ntk: {trace_axis: []}",
+            "types.yaml": "export: {warmup: maybe}",
+        }.items():
+            (folder / name).write_text(text)
+        blocker = "import sys\nfor name in ('tensorflow', 'jax', 'keras'): sys.modules[name] = None\n"
+        (folder / "sitecustomize.py").write_text(blocker)
+        process = subprocess.run(
+            [sys.executable, "-m", "exporter", "--output=out", "--model=models:good", *flags],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": f"{folder}:{pathlib.Path(main.__file__).parent.parent}"},
+        )
+        assert process.returncode == 1
+        assert process.stderr.startswith("error: ")
+        assert message in process.stderr
+        assert process.stderr.count("\n") == 1
+        assert not process.stdout
+        assert not left_behind(folder)
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize(
+        ("model", "overrides", "message"),
+        [
+            ("models:fails", (), "models:fails failed: RuntimeError: no weights"),
+            ("models:unbuilt", (), "Expected a built model"),
+            ("models:unknown_shape", (), "must have known sizes but for the batch axis"),
+            ("models:frozen", (), "to have trainable variables"),
+            ("models:good", ["ntk.trainable=cnv*"], "'cnv*' matches none"),
+            ("models:good", ["ntk.trainable=!*"], "leave at least one variable"),
+            ("models:good", ["ntk.trace_axes=[2]"], "expected an axis from -2 to 1 (the output has 2 axes), got 2"),
+            ("models:good", ["ntk.trace_axes=[-1]", "ntk.diagonal_axes=[1]"], "got 1 in both"),
+            ("models:good", ["ntk.trace_axes=[-2]"], "use the ntk_diagonal signature"),
+            ("models:good", ["ntk.output=logits"], "received 'logits'"),
+            ("models:Words", (), "must be floating or integer, received string"),
+            ("models:Ragged", (), "must be a dense tensor, received a RaggedTensor"),
+            ("models:coupled", ["ntk.vmap_axes=0"], "Set ntk.vmap_axes: null"),
+            ("models:coupled", ["ntk.vmap_axes=auto"], "Set ntk.vmap_axes: null"),
+            ("models:nan", (), "Expected finite weights, received NaN or infinity in variable"),
+        ],
+    )
+    def test_message(self, folder, invoke, model, overrides, message):
+        flags = [f"--set={override}" for override in overrides]
+        code, out, err = invoke(f"--model={model}", "--output=out", "--set=export.platforms=cpu", *flags)
+        assert code == 1
+        assert err.startswith("error: ")
+        assert message in err
+        assert "Traceback" not in err
+        assert "failed" in out.splitlines()[-1]
+        assert not left_behind(folder)
+
+    def test_lambda_layer(self, folder, invoke):
+        from exporter.load import load_model
+
+        load_model("models:lambda_layer").save("model.keras")
+        code, _, err = invoke("--model=model.keras", "--output=out")
+        assert code == 1
+        assert "'model.keras' holds Python code in the Lambda layer 'double'" in err
+        assert not left_behind(folder)
+        code, out, _ = invoke("--model=model.keras", "--explain", "--nosafe_mode")
+        assert code == 0
+        assert "signature" in out
+
+    def test_output_that_is_a_file(self, folder, invoke):
+        (folder / "out").write_text("mine")
+        code, _, err = invoke("--model=models:good", "--output=out")
+        assert code == 1
+        assert "expected a model base directory" in err
+        assert (folder / "out").read_text() == "mine"
+
+
+class TestErrors:
+    def test_unexpected_error_is_one_line(self, folder, invoke, monkeypatch):
+        monkeypatch.setattr(main, "load_config", _raise(ZeroDivisionError("first line\nsecond line")))
+        code, out, err = invoke("--model=models:good", "--output=out")
+        assert (code, out) == (1, "")
+        assert err == "error: ZeroDivisionError: first line (run with --verbosity=1 for the traceback)\n"
+
+    def test_unexpected_error_without_text(self, folder, invoke, monkeypatch):
+        monkeypatch.setattr(main, "load_config", _raise(NotImplementedError()))
+        assert invoke("--model=models:good", "--output=out")[2].startswith("error: NotImplementedError (run with")
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError("text"), main.ExportError("text")])
+    def test_verbosity_shows_the_traceback(self, folder, invoke, monkeypatch, error):
+        monkeypatch.setattr(main, "load_config", _raise(error))
+        code, _, err = invoke("--model=models:good", "--output=out", "--verbosity=1")
+        assert code == 1
+        assert err.startswith("Traceback (most recent call last):")
+        assert err.endswith("Error: text\n")
+
+
+def _raise(error):
+    def function(*args):
+        raise error
+
+    return function
+
+
+class TestExport:
+    def test_success(self, folder):
+        """Only the stages and the directory are shown; what the libraries log is not."""
+        (folder / "config.yaml").write_text("export: {platforms: [cpu], verify: {examples: 2}}")
+        flags = ("--model=models:defines_flags", "--config=config.yaml", "--output=out", "--set=ntk.trace_axes=[]")
+        process = command(*flags, cwd=folder)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        *stages, path = out.splitlines()
+        assert [line.split()[0] for line in stages[:2]] == ["load", "functionalize"]
+        assert all(line.endswith(" s") for line in stages)
+        assert pathlib.Path(folder, path) == folder / "out" / "1"
+        assert (folder / "out" / "1" / "saved_model.pb").is_file()
+        assert (folder / "out" / "serving" / "serve.sh").is_file()
+        assert stages[-1].startswith("bundle ")
+        assert left_behind(folder) == ["out"]
+
+    def test_explain(self, folder, invoke):
+        code, out, err = invoke("--model=models:good", "--explain", "--set=ntk.trainable=*kernel")
+        assert (code, err) == (0, "")
+        assert "signature" in out
+        assert re.search(r"^programs +\d+, for blocks of 1, 8, 64 examples$", out, re.MULTILINE)
+        assert re.search(r"^variable +primitive +rule +form +T +I +J +GFLOP +MiB +share$", out, re.MULTILINE)
+        assert re.search(
+            r"kernel +dot_general +dense +(gram|explicit|shared)( +\d+){3}( +\d+\.\d+){2} +\d+\.\d%$", out, re.MULTILINE
+        )
+        assert not left_behind(folder)
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+    )
+    def test_signal_while_loading(self, folder, number, code):
+        process = command("--model=models:sleeps", "--output=out", cwd=folder)
+        assert process.stdout.readline() == "sleeping\n"
+        process.send_signal(number)
+        out, err = process.communicate()
+        assert process.returncode == code
+        assert err == f"error: ended by {signal.Signals(number).name}\n"
+        assert out.startswith("load            failed")
+        assert not left_behind(folder)
+
+    def test_sigterm_while_exporting(self, folder):
+        process = command("--model=models:good", "--output=out", "--set=export.platforms=cpu", cwd=folder)
+        while not process.stdout.readline().startswith("lower"):
+            pass
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+        assert (process.returncode, err) == (143, "error: ended by SIGTERM\n")
+        assert not left_behind(folder)
