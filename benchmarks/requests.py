@@ -74,8 +74,8 @@ def main(arguments: list[str]) -> None:
 def _dedicated(model: str, path: str, saved_model: Any) -> Callable[[Any, Any], Any]:
     """The kernel of the model, with the SavedModel's configuration and variables, as one program for each shape."""
     from exporter.config import ExportConfig, load_config
-    from exporter.load import load_model
     from exporter.graph.lowering import lower
+    from exporter.load import load_model
     from exporter.plan.planning import make_plan
     from serving.shared.exports import read_manifest
 

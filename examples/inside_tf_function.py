@@ -18,7 +18,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from exporter import ExportConfig, export_savedmodel
-from exporter.progress import ConsoleProgress
+from exporter.command.terminal import ConsoleProgress
 
 RIDGE = 1e-3  # relative to the mean of the kernel's diagonal
 

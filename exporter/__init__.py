@@ -3,8 +3,9 @@
 The public names are imported when they are first used, so that `import exporter` loads neither TensorFlow nor JAX.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from exporter.config import ExportConfig, NtkConfig, load_config
@@ -25,26 +26,12 @@ __all__ = [
     "load_config",
 ]
 
-_MODULES = {
-    "ExportConfig": "exporter.config",
-    "ExportError": "exporter.errors",
-    "NtkConfig": "exporter.config",
-    "empirical_ntk_fn_tf": "exporter.prototype",
-    "export_savedmodel": "exporter.export",
-    "get_apply_fn_and_params": "exporter.prototype",
-    "load_config": "exporter.config",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the module that a public name comes from."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, imported or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["ExportConfig", "NtkConfig", "load_config"],
+        "errors": ["ExportError"],
+        "export": ["export_savedmodel"],
+        "prototype": ["empirical_ntk_fn_tf", "get_apply_fn_and_params"],
+    },
+)

@@ -18,6 +18,8 @@ from jax.experimental import jax2tf
 
 from exporter.functionalize import FunctionalModel, functionalize
 from exporter.functionalize.model_kinds import source_of
+from exporter.functionalize.structures import leaves, map_leaves
+from exporter.functionalize.tf_ops import GraphFunction, Library
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.neural_tangents_bridge import (
     IMPLEMENTATIONS,
@@ -28,8 +30,6 @@ from exporter.ntk.neural_tangents_bridge import (
     implementations,
     import_neural_tangents,
 )
-from exporter.functionalize.structures import leaves, map_leaves
-from exporter.functionalize.tf_ops import GraphFunction, Library
 
 __all__ = ["empirical_ntk_fn_tf", "get_apply_fn_and_params"]
 

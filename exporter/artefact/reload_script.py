@@ -2,7 +2,7 @@
 
     python reload_script.py SAVED_MODEL INPUTS.npz OUTPUTS.npz
 
-INPUTS holds the arrays to call it with, by input name ("x1", "x2", "x", "params_..."; see `exporter.graph.kernel_module`).
+INPUTS holds the arrays to call it with, by input name ("x1", "x2", "x", "params_..."; see `exporter.plan.signatures`).
 OUTPUTS gets the result of each signature ("signature/NAME") and of each method ("method/NAME"), and times in seconds.
 """
 

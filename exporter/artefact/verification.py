@@ -22,9 +22,9 @@ from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.ntk.precision import in_float64
 from exporter.ntk.reference import Vjps, jitted_vjps, reference_ntk
-from exporter.progress import Note
 from exporter.plan.sampling import sample_inputs
-from exporter.graph.kernel_module import SIGNATURES, input_names, param_names
+from exporter.plan.signatures import SIGNATURES, input_names, param_names
+from exporter.progress import Note
 from serving.shared import reference
 
 # Bounds of the reference, in numbers of the Jacobians of all examples: the first of time (those of 2 examples of a
@@ -51,8 +51,8 @@ class Verification:
       asymmetry: largest |K - Kᵀ| of the symmetric kernel, relative to its largest entry.
       smallest_eigenvalue: of the symmetric kernel, relative to the largest one; None without that signature.
       seconds: to load, of the first call of everything, and of a later call of each signature, in a fresh process.
-      reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides were
-        called with all examples and with the first half of them.
+      reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
+        were called with all examples and with the first half of them.
     """
 
     examples: int

@@ -18,14 +18,13 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
+from exporter.command.terminal import ConsoleProgress
 from exporter.config import load_config
 from exporter.errors import ExportError
 from exporter.load import locate_model
-from exporter.progress import ConsoleProgress
-from serving.shared.suggest import did_you_mean
+from serving.shared.command_line import CommandLine
 from serving.shared.quiet import silent_stderr
 
-# Flags of this command only: the module of --model=MODULE:CALLABLE may define flags of the same names in flags.FLAGS.
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "The model: see above.", flag_values=_FLAGS)
 _CONFIG = flags.DEFINE_string(
@@ -45,8 +44,14 @@ _BUNDLE = flags.DEFINE_bool(
 )
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Show what would be exported, and write nothing.", flag_values=_FLAGS)
 
-_USAGE = 2  # exit code
-_HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+_COMMAND = CommandLine(
+    "ntk-export",
+    __doc__,
+    __name__,
+    _FLAGS,
+    logging.ERROR,
+    "--verbosity=1 shows tracebacks and the libraries' logs.",
+)
 
 
 def run() -> None:
@@ -55,7 +60,7 @@ def run() -> None:
     0: the SavedModel was written and verified (or explained). 1: an error. 2: wrong usage. 128 + number of the signal
     that ended it: 130 SIGINT, 143 SIGTERM.
     """
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=_COMMAND.parse)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,8 +72,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _export(*_checked(argv[1:]), verbose)
     except app.UsageError as error:
-        print(f"error: {error}\n(ntk-export --help shows all flags)", file=sys.stderr)
-        return _USAGE
+        return _COMMAND.usage(error)
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, _Terminated) else signal.SIGINT
         print(f"error: ended by {signal.Signals(number).name}", file=sys.stderr)
@@ -117,30 +121,6 @@ def _bundle(base_dir: pathlib.Path) -> str:
         return str(bundle.directory) + "".join(f", {name} kept as it was changed" for name in bundle.kept)
     except (BundleError, BatchingError, ManifestError, OSError) as error:
         return f"not written: {error}"
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags of this command, then absl's own, and returns what is no flag."""
-    if any(argument in _HELP for argument in argv[1:]):
-        print(f"{__doc__}\n{_FLAGS.module_help(__name__)}\n\n--verbosity=1 shows tracebacks and the libraries' logs.")
-        sys.exit(0)
-    _FLAGS.set_gnu_getopt(True)
-    flags.FLAGS.set_gnu_getopt(True)
-    try:
-        rest: list[str] = flags.FLAGS(_FLAGS(argv, known_only=True))
-    except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*_FLAGS, *flags.FLAGS)])
-        _end_with_usage_error(f"unknown flag --{error.flagname}{hint}")
-    except flags.Error as error:
-        _end_with_usage_error(str(error))
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.ERROR)
-    return rest
-
-
-def _end_with_usage_error(message: str) -> None:
-    print(f"error: {message}\n(ntk-export --help shows all flags)", file=sys.stderr)
-    sys.exit(_USAGE)
 
 
 def _checked(positional: Sequence[str]) -> tuple[str, pathlib.Path | None]:

@@ -5,6 +5,7 @@ reported at once, all its problems together.
 """
 
 from exporter.config.checks import ConfigError
+from exporter.config.reading import load_config
 from exporter.config.sections import (
     IMPLEMENTATIONS,
     KERNEL_SIGNATURES,
@@ -16,7 +17,6 @@ from exporter.config.sections import (
     VerifyConfig,
     check_axes,
     check_together,
-    load_config,
 )
 
 __all__ = [

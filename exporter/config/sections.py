@@ -1,34 +1,10 @@
-"""What to export and how: frozen dataclasses, checked once where they are made, and read from YAML.
-
-This module imports neither TensorFlow nor JAX, so that a wrong configuration is reported at once.
-"""
+"""The two sections of a configuration: frozen dataclasses, checked once where they are made."""
 
 import dataclasses
-import difflib
-import os
-import pathlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporter.config.checks import Checks, ConfigError
-from exporter.config.yaml_text import parse_yaml
-from serving.shared.suggest import did_you_mean
-
-__all__ = [
-    "IMPLEMENTATIONS",
-    "KERNEL_SIGNATURES",
-    "PLATFORMS",
-    "PRECISIONS",
-    "SIGNATURES",
-    "ConfigError",
-    "ExportConfig",
-    "NtkConfig",
-    "VerifyConfig",
-    "check_axes",
-    "check_together",
-    "load_config",
-]
 
 IMPLEMENTATIONS = ("auto", "layerwise", "structured_derivatives", "ntk_vector_products", "jacobian_contraction")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float64")
@@ -225,59 +201,6 @@ def check_together(ntk: NtkConfig, export: ExportConfig) -> None:
         )
 
 
-def load_config(
-    path_or_text: str | os.PathLike[str] | None = None, overrides: Iterable[str] = ()
-) -> tuple[NtkConfig, ExportConfig]:
-    """Reads a configuration from YAML (or JSON, which is YAML too).
-
-    Args:
-      path_or_text: a file, or the YAML itself: a `str` is taken for YAML if it is empty, begins with "{", or has a
-        line break or a colon that ends a key. None, or an empty text: all defaults.
-      overrides: texts "dotted.key=value", the value in YAML, which replace values of the file in this order:
-        "ntk.trace_axes=[]". A value that begins with "*" or "!" (a pattern) is text and needs no quotes.
-
-    Returns:
-      The sections `ntk` and `export`; what is missing has its default.
-
-    Raises:
-      ConfigError: with all problems found.
-    """
-    text, source = _read(path_or_text)
-    document = parse_yaml(text, source)
-    if document is None:
-        document = {}
-    if not isinstance(document, dict):
-        raise ConfigError([f"expected a mapping with the keys ntk and export, got {document!r}"], source)
-    problems: list[str] = []
-    for override in overrides:
-        try:
-            _override(document, override)
-        except ConfigError as error:
-            problems.extend(error.problems)
-    problems.extend(
-        f"unknown key {key!r}{_nearest_path(key) or did_you_mean(key, _SECTIONS)}"
-        for key in document
-        if key not in _SECTIONS
-    )
-    sections: dict[str, Any] = {}
-    for name, section_type in _SECTIONS.items():
-        try:
-            sections[name] = _section(name, section_type, document.get(name))
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if len(sections) == len(_SECTIONS):
-        try:
-            check_together(sections["ntk"], sections["export"])
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems, source)
-    return sections["ntk"], sections["export"]
-
-
-_SECTIONS: dict[str, type] = {"ntk": NtkConfig, "export": ExportConfig}
-
-
 def _check_kept_axes(checks: Checks, trace_axes: Sequence[int], diagonal_axes: Sequence[int]) -> None:
     for key, axes in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
         if 0 in axes:
@@ -294,7 +217,7 @@ def _check_overlap(checks: Checks, trace_axes: Sequence[int], diagonal_axes: Seq
         )
 
 
-def _section(name: str, section_type: type, value: object) -> Any:
+def make_section(name: str, section_type: type, value: object) -> Any:
     """Makes a section from a mapping, and reports unknown keys together with wrong values."""
     checks = Checks(name)
     if value is None:
@@ -303,7 +226,7 @@ def _section(name: str, section_type: type, value: object) -> Any:
         checks.wrong("", "a mapping", value)
         checks.finish()
         return None
-    entries = checks.section_keys(value, _keys(section_type))
+    entries = checks.section_keys(value, field_names(section_type))
     try:
         section = section_type(**entries)
     except ConfigError as error:
@@ -313,63 +236,11 @@ def _section(name: str, section_type: type, value: object) -> Any:
 
 
 def _verify_config(value: object) -> VerifyConfig:
-    return value if isinstance(value, VerifyConfig) else _section("export.verify", VerifyConfig, value)
+    return value if isinstance(value, VerifyConfig) else make_section("export.verify", VerifyConfig, value)
 
 
-def _read(path_or_text: str | os.PathLike[str] | None) -> tuple[str, str]:
-    """Returns the text and what to call it in errors."""
-    if path_or_text is None:
-        return "", "configuration"
-    if isinstance(path_or_text, str) and re.search(r"^\s*$|^\s*\{|\n|:\s|:$", path_or_text):
-        return path_or_text, "configuration"
-    path = pathlib.Path(path_or_text)
-    try:
-        return path.read_text(encoding="utf-8"), f"configuration {path}"
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"not YAML: byte {error.start} is not UTF-8 text"], f"configuration {path}") from error
-    except OSError as error:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings)
-        raise ConfigError([f"cannot be read: {error.strerror or error}{hint}"], f"configuration {path}") from error
-
-
-def _override(document: dict[Any, Any], override: str) -> None:
-    """Sets one value of the document in place."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError([f"override {override!r}: expected KEY=VALUE with a dotted key, such as ntk.trace_axes=[]"])
-    known = _known_paths()
-    if ".".join(keys) not in known:
-        hint = did_you_mean(".".join(keys), known) or _nearest_path(keys[-1])
-        raise ConfigError([f"override {override!r}: unknown key {'.'.join(keys)!r}{hint}"])
-    try:
-        value = text if text.lstrip().startswith(("*", "!")) else parse_yaml(text, "")
-    except ConfigError as error:
-        raise ConfigError([f"override {override!r}: {problem}" for problem in error.problems]) from error
-    for key in keys[:-1]:
-        if document.get(key) is None:
-            document[key] = {}
-        document = document[key]
-        if not isinstance(document, dict):
-            return  # The section itself is reported as not being a mapping.
-    document[keys[-1]] = value
-
-
-def _known_paths() -> list[str]:
-    """All dotted keys of a configuration."""
-    keys = [f"{name}.{key}" for name, section_type in _SECTIONS.items() for key in _keys(section_type)]
-    return [*_SECTIONS, *keys, *(f"export.verify.{key}" for key in _keys(VerifyConfig))]
-
-
-def _nearest_path(key: object) -> str:
-    """A hint at the dotted key whose last part is the nearest to `key`, which stands in the wrong place."""
-    last_parts = {path.rpartition(".")[2]: path for path in _known_paths() if "." in path}
-    matches = difflib.get_close_matches(str(key).lower(), list(last_parts), n=1, cutoff=0.8)
-    return f"; did you mean {last_parts[matches[0]]!r}?" if matches else ""
-
-
-def _keys(section_type: Any) -> list[str]:
+def field_names(section_type: Any) -> list[str]:
+    """The keys of a section."""
     return [field.name for field in dataclasses.fields(section_type)]
 
 
@@ -382,5 +253,5 @@ def _keep(config: object, **values: object) -> None:
 def _plain(value: Any) -> Any:
     """A dataclass as JSON has it."""
     if dataclasses.is_dataclass(value):
-        return {key: _plain(getattr(value, key)) for key in _keys(value)}
+        return {key: _plain(getattr(value, key)) for key in field_names(value)}
     return list(value) if isinstance(value, tuple) else value

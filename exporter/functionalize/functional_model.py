@@ -1,7 +1,4 @@
-"""The functionalize stage: a TensorFlow model becomes a pure JAX function of its variables and inputs.
-
-This is the only stage that knows tf2jax, whose op converters it uses (see `exporter.functionalize.tf_ops`).
-"""
+"""A model as a pure function, with its variables beside it."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from exporter.functionalize.custom_gradients import check_gradients
 from exporter.errors import ExportError
+from exporter.functionalize.custom_gradients import check_gradients
 from exporter.functionalize.tf_ops import (
     GraphFunction,
     Library,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,58 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
-from exporter.graph import serve_graph
 from exporter.functionalize import FunctionalModel
+from exporter.graph import serve_graph
+from exporter.graph.kernel_module import Compute
 from exporter.graph.lowering import lower
+from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
 from exporter.ntk.precision import in_float64
-from exporter.graph.packing import Packing
-from exporter.graph.kernel_module import Compute
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """Sizes of programs.
-
-    Attributes:
-      sizes: examples of a side of a program, smallest first.
-      resident: how many tiles' features may be in memory besides those at work.
-      joined: how many blocks of the largest size make a tile, whose features are contracted at once.
-    """
-
-    sizes: tuple[int, ...]
-    resident: int
-    joined: int = 1
-
-    @property
-    def contracted(self) -> tuple[int, ...]:
-        """Examples of a side of a contraction, smallest first."""
-        return tuple(sorted({*self.sizes, self.tile}))
-
-    @property
-    def tile(self) -> int:
-        """Examples of a side of the largest contraction."""
-        return self.sizes[-1] * self.joined
-
-    @property
-    def resident_examples(self) -> int:
-        """How many examples one side of a request may have for features to be computed once."""
-        return self.resident * self.tile
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A kernel and the sizes of its programs.
-
-    Attributes:
-      parts: the kernel.
-      blocks: sizes of the programs.
-      larger: the same for requests too large for these, always by tiles; None if that would not be better.
-    """
-
-    parts: KernelParts
-    blocks: Blocks
-    larger: Schedule | None = None
+from exporter.plan.schedule import Schedule
 
 
 def functions_by_blocks(

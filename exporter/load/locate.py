@@ -1,7 +1,4 @@
-"""The load stage: what `--model` names becomes a Python object. Only this stage knows file formats.
-
-`locate_model` does all that can be done without TensorFlow, so that a wrong name is reported at once.
-"""
+"""Tells by a name what kind of model it is of, and finds it."""
 
 import functools
 import os
@@ -14,8 +11,6 @@ from exporter.load.callables import locate_callable
 from exporter.load.keras_files import locate_h5, locate_keras_archive
 from exporter.load.saved_models import load_saved_model
 from serving.shared.suggest import did_you_mean
-
-__all__ = ["load_model", "locate_model"]
 
 _KINDS = "a .keras file, an .h5 file, a SavedModel directory (DIR or DIR:function), or package.module:callable"
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"

@@ -16,8 +16,8 @@ from exporter.ntk.kernel import Undivided
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.measure import Measurement, measure_implementations
 from exporter.plan.planning import Plan
-from exporter.graph.programs import Blocks, Schedule
 from exporter.plan.sampling import sample_inputs
+from exporter.plan.schedule import Blocks, Schedule
 
 LARGEST_BLOCK = 64  # examples a side
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from exporter.plan.choosing import Choice
 from exporter.ntk.layerwise.costs import SiteCost
 from exporter.ntk.layerwise.engine import LayerwiseParts
+from exporter.plan.choosing import Choice
 from exporter.plan.planning import Plan
-from exporter.artefact.warmup import count_programs
+from exporter.plan.schedule import count_programs
 
 _COLUMNS = ("variable", "primitive", "rule", "form", "T", "I", "J", "GFLOP", "MiB", "share")
 _TEXTS = 4  # the first columns

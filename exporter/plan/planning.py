@@ -16,7 +16,7 @@ from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.precision import in_float64
 from exporter.plan.sampling import sample_inputs
-from exporter.graph.kernel_module import SIGNATURES, input_names, param_names
+from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
 _FAITHFUL = 0.05  # float32 and narrower arithmetic is nearer to float64, and a wrong conversion further off
 

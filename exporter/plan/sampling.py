@@ -11,5 +11,5 @@ from serving.shared import reference
 
 
 def sample_inputs(inputs: Sequence[TensorSpec], n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """n random examples of each input: `serving.shared.reference.examples`, so that a server can be asked the same later."""
+    """n random examples of each input: those of `serving.shared.reference`, with which servers are checked too."""
     return reference.examples([(spec.shape, spec.dtype) for spec in inputs], n, seed)

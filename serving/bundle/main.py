@@ -19,6 +19,7 @@ from absl import app, flags
 
 from serving.bundle.batching import BatchingError
 from serving.bundle.files import BundleError, default_options, write_bundle
+from serving.shared.command_line import CommandLine
 from serving.shared.exports import ManifestError
 from serving.shared.quiet import import_tensorflow_quietly
 
@@ -34,17 +35,18 @@ _BATCHING = flags.DEFINE_bool(
     "Also serve ntk_diagonal and forward as a model whose requests are joined.",
     flag_values=_FLAGS,
 )
+_COMMAND = CommandLine("ntk-bundle", __doc__, __name__, _FLAGS)
 
 
 def run() -> None:
     """Runs the command with the arguments of the process: 0 written, 1 an error, 2 wrong usage."""
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=_COMMAND.parse)
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes the bundle as the parsed flags say, and returns the exit code; `argv` holds what was no flag."""
     if len(argv) != 2:
-        return _usage(f"expected one base directory, received {', '.join(argv[1:]) or 'none'}")
+        return _COMMAND.usage(f"expected one base directory, received {', '.join(argv[1:]) or 'none'}")
     base_dir = pathlib.Path(argv[1]).expanduser().absolute()
     try:
         flag = {"model_name": _MODEL_NAME, "cpus": _CPUS, "gpu": _GPU, "batched": _BATCHING}
@@ -61,24 +63,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    if any(argument in ("--help", "-help", "-h", "--helpshort", "-?") for argument in argv[1:]):
-        print(f"{__doc__}\n{_FLAGS.module_help(__name__)}")
-        sys.exit(0)
-    _FLAGS.set_gnu_getopt(True)
-    flags.FLAGS.mark_as_parsed()
-    try:
-        rest: list[str] = _FLAGS(list(argv))
-    except flags.Error as error:
-        sys.exit(_usage(str(error)))
-    return rest
-
-
-def _usage(message: str) -> int:
-    print(f"error: {message}\n(ntk-bundle --help shows all flags)", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -16,23 +16,25 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from serving.doctor.report import Check, Outcome, bad, table
+from serving.shared.command_line import CommandLine
 
 _FLAGS = flags.FlagValues()
 _MODEL_NAME = flags.DEFINE_string("model_name", "default", "The model's name on the server.", flag_values=_FLAGS)
 _TIMEOUT = flags.DEFINE_float(
     "timeout", 30.0, "Seconds to wait for the server to have the model.", lower_bound=0.0, flag_values=_FLAGS
 )
+_COMMAND = CommandLine("ntk-doctor", __doc__, __name__, _FLAGS)
 
 
 def run() -> None:
     """Runs the command with the arguments of the process: 0 nothing is wrong, 1 something is, 2 wrong usage."""
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=_COMMAND.parse)
 
 
 def main(argv: Sequence[str]) -> int:
     """Checks what the arguments name, and returns the exit code."""
     if len(argv) != 2:
-        return _usage(f"expected one PATH or ADDRESS, received {', '.join(argv[1:]) or 'none'}")
+        return _COMMAND.usage(f"expected one PATH or ADDRESS, received {', '.join(argv[1:]) or 'none'}")
     checks = _check(argv[1])
     print(table(checks, shutil.get_terminal_size((100, 24)).columns))
     return int(any(check.outcome is Outcome.BAD for check in checks))
@@ -60,24 +62,6 @@ def _check(target: str) -> list[Check]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without GPU is no error
     import_tensorflow_quietly()
     return saved_model.check_saved_model(version)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    if any(argument in ("--help", "-help", "-h", "--helpshort", "-?") for argument in argv[1:]):
-        print(f"{__doc__}\n{_FLAGS.module_help(__name__)}")
-        sys.exit(0)
-    _FLAGS.set_gnu_getopt(True)
-    flags.FLAGS.mark_as_parsed()
-    try:
-        rest: list[str] = _FLAGS(list(argv))
-    except flags.Error as error:
-        sys.exit(_usage(str(error)))
-    return rest
-
-
-def _usage(message: str) -> int:
-    print(f"error: {message}\n(ntk-doctor --help shows all flags)", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.shared import reference
 from serving.doctor.report import Check, bad, good, note
+from serving.shared import reference
 
 # Calls a signature with its inputs by name; raises whatever says why it cannot.
 Call = Callable[[str, Mapping[str, np.ndarray]], np.ndarray]

@@ -12,9 +12,9 @@ from absl import logging
 from grpc_health.v1 import health, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-from serving.shared.addresses import host_port
 from serving.local_server.errors import ServingError
 from serving.local_server.service import Service
+from serving.shared.addresses import host_port
 
 _FOREVER = float("inf")
 _MESSAGE = 1024  # characters that TF Serving sends of an error

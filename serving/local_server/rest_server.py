@@ -12,9 +12,9 @@ from absl import logging
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from serving.shared.addresses import listen
 from serving.local_server import rest_api
 from serving.local_server.options import ServerOptions
+from serving.shared.addresses import listen
 
 
 class _Refused(Exception):

@@ -13,7 +13,6 @@ import grpc
 from absl import logging
 from grpc_health.v1 import health, health_pb2
 
-from serving.shared.addresses import host_port, listen
 from serving.local_server import grpc_server, warmup
 from serving.local_server.models import Models
 from serving.local_server.options import ModelOptions, ServerOptions
@@ -21,6 +20,7 @@ from serving.local_server.rest_api import RestApi
 from serving.local_server.rest_server import RestServer
 from serving.local_server.servable import Servable
 from serving.local_server.service import Service
+from serving.shared.addresses import host_port, listen
 
 _ALWAYS_FREE = 4  # threads for status and health while all others compute or wait
 

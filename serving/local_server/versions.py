@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
-from serving.shared.exports import version_number
 from serving.local_server.options import ModelOptions
+from serving.shared.exports import version_number
 
 # What a SavedModel is made of; when none of it changes any more, it has been written.
 _PARTS = ("saved_model.pb", "saved_model.cpb", "fingerprint.pb", "variables/*", "assets/*", "assets.extra/*")

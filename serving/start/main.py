@@ -23,15 +23,15 @@ import threading
 import types
 import urllib.error
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from serving.shared.suggest import did_you_mean
-from serving.start import example_request, server_choice
 from serving.shared import model_server
 from serving.shared.addresses import from_here, host_port
+from serving.shared.command_line import CommandLine
 from serving.shared.quiet import import_tensorflow_quietly
+from serving.start import example_request, server_choice
 
 if TYPE_CHECKING:
     from serving.local_server import ModelOptions
@@ -68,8 +68,9 @@ _SHUTDOWN = flags.DEFINE_float(
 )
 _LOG_REQUESTS = flags.DEFINE_bool("log_requests", False, "Log each request (embedded).", flag_values=_FLAGS)
 
-_USAGE = 2  # exit code
-_HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+_COMMAND = CommandLine(
+    "ntk-serve", __doc__, __name__, _FLAGS, logging.INFO, "--verbosity=-1 shows warnings and errors only."
+)
 _POLL_SECONDS = 0.2
 
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
             return _serve_embedded(choice)
         return _serve_by_process(choice, argv[1:])
     except app.UsageError as error:
-        _end_with_usage_error(str(error))
+        return _COMMAND.usage(error)
     except (LookupError, OSError, RuntimeError, ValueError) as error:
         logging.debug("", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
@@ -105,28 +106,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if "--" in own:
         place = own.index("--")
         own, extra = own[:place], own[place + 1 :]
-    if any(argument in _HELP for argument in own[1:]):
-        print(f"{__doc__}\n{_FLAGS.module_help(__name__)}\n\n--verbosity=-1 shows warnings and errors only.")
-        sys.exit(0)
-    try:
-        _FLAGS.set_gnu_getopt(True)
-        flags.FLAGS.set_gnu_getopt(True)
-        rest = flags.FLAGS(_FLAGS(own, known_only=True))
-        if rest[1:]:
-            raise flags.Error(f"unexpected arguments {rest[1:]}: flags of tensorflow_model_server come after --")
-    except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*_FLAGS, *flags.FLAGS)])
-        _end_with_usage_error(f"unknown flag --{error.flagname}{hint}")
-    except flags.Error as error:
-        _end_with_usage_error(str(error))
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.INFO)
+    rest = _COMMAND.parse(own)
+    if rest[1:]:
+        _COMMAND.exit(f"unexpected arguments {rest[1:]}: flags of tensorflow_model_server come after --")
     return [own[0], *extra]
-
-
-def _end_with_usage_error(message: str) -> NoReturn:
-    print(f"error: {message}\n(ntk-serve --help shows all flags)", file=sys.stderr)
-    sys.exit(_USAGE)
 
 
 def _check_flags() -> None:

@@ -7,8 +7,8 @@ import pytest
 import serving_models
 
 from benchmarks.serving import load, models
-from serving.shared import reference
 from serving.local_server import LocalServer, ModelOptions, ServerOptions
+from serving.shared import reference
 
 
 @pytest.fixture(scope="module")

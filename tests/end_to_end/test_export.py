@@ -17,10 +17,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
-import exporter.graph.kernel_module
+import exporter
 from exporter.config import SIGNATURES, ExportConfig, NtkConfig
 from exporter.export import explain, export_savedmodel
 from exporter.ntk.reference import reference_ntk
+from exporter.plan import signatures
 from exporter.plan.planning import make_plan
 
 each_export = pytest.mark.parametrize("name", export_models.EXPORTS)
@@ -136,8 +137,8 @@ def test_signatures_in_a_session(exported, name):
     block = one.result.manifest["blocks"]["sizes"][-1]
     calls = []
     for signature in set(one.plan.export.signatures) - {"ntk_with_params"}:
-        sides = exporter.graph.kernel_module.SIGNATURES[signature].sides
-        names = [key for side in sides for key in exporter.graph.kernel_module.input_names(side, one.plan.served.inputs)]
+        sides = signatures.SIGNATURES[signature].sides
+        names = [key for side in sides for key in signatures.input_names(side, one.plan.served.inputs)]
         for n in (1, block + 1, 2 * block + 1):
             inputs = dict(zip(names, [*one.inputs(n), *one.inputs(n - 1, seed=1)], strict=False))
             calls.append((signature, inputs))
@@ -299,7 +300,14 @@ def test_manifest(exported):
 def test_nothing_of_this_machine_is_in_the_bytes(exported, name):
     one = exported(name)
     data = b"".join(path.read_bytes() for path in one.path.rglob("*") if path.is_file())
-    own = [os.getcwd(), os.path.expanduser("~"), sys.prefix, os.path.dirname(__file__), str(one.path.parent), ".py"]
+    own = [
+        os.getcwd(),
+        os.path.expanduser("~"),
+        sys.prefix,
+        os.path.dirname(models.__file__),
+        str(one.path.parent),
+        ".py",
+    ]
     assert b"XlaCallModule" in data
     assert [text for text in own if text.encode() in data] == []
 

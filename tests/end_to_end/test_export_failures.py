@@ -13,11 +13,11 @@ import models
 import pytest
 import tensorflow as tf
 
+from exporter.artefact.versions import stage_version
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.export import export_savedmodel
 from exporter.progress import SilentProgress
-from exporter.artefact.versions import stage_version
 
 
 @pytest.mark.parametrize("vmap_axes", ["auto", 0])
@@ -46,7 +46,7 @@ EXPORT = """
     import resource, sys
     import models
     from exporter import ExportConfig, ExportError, NtkConfig, export_savedmodel
-    from exporter.progress import ConsoleProgress
+    from exporter.command.terminal import ConsoleProgress
     model = models.by_id("mlp").build()
     limit = int(sys.argv[2])
     if limit:
@@ -63,7 +63,7 @@ EXPORT = """
 def export_in_a_process(base_dir, limit=0):
     """An export of which no file may have more bytes than `limit`, as on a disk that is full."""
     command = [sys.executable, "-c", textwrap.dedent(EXPORT), str(base_dir), str(limit)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(models.__file__)])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import serving_models
 
 from serving.local_server import LocalServer, ModelOptions
 
-_FOLDER = Path(__file__).parent / "tf_serving"
+_FOLDER = Path(serving_models.__file__).parent / "tf_serving"
 RECORDED = json.loads((_FOLDER / "recorded.json").read_text())
 # How TensorFlow's runtime and XLA begin to speak; all else is said by TF Serving itself.
 RUNTIME = ("Error refining argument shapes", "Module shape refinement failed")

@@ -39,7 +39,7 @@ def test_command_needs_neither_tensorflow_nor_jax_to_start():
 
 def test_public_names_are_listed_before_they_are_imported():
     assert set(exporter.__all__) <= set(dir(exporter))
-    assert exporter.NtkConfig.__module__ == "exporter.config"
+    assert exporter.NtkConfig.__module__ == "exporter.config.sections"
     assert exporter.ExportError.__module__ == "exporter.errors"
 
 
@@ -53,12 +53,14 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_version_is_the_one_of_the_project():
-    pyproject = pathlib.Path(__file__).parent.parent / "pyproject.toml"
+    pyproject = pathlib.Path(exporter.__file__).parents[1] / "pyproject.toml"
     assert exporter.__version__ == tomllib.loads(pyproject.read_text())["project"]["version"]
 
 
 def test_serving_is_light_until_something_needs_tensorflow():
-    _, modules = imported_by("import serving, serving.shared.model_server, serving.start.server_choice, serving.start.example_request")
+    _, modules = imported_by(
+        "import serving, serving.shared.model_server, serving.start.server_choice, serving.start.example_request"
+    )
     assert not modules
     _, modules = imported_by("import serving.start.main")
     assert modules == {"absl"}

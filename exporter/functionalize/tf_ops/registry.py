@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tf2jax._src import ops as tf2jax_ops
 
-if TYPE_CHECKING:
-    from exporter.functionalize.tf_ops.graph import Library
-
 # A converter reads a NodeDef once and returns the op as a function: input values -> output value, or a tuple of them.
+# Beside the node it gets the functions that the graph calls, by name, a `graph.Library`.
 OpFunction = Callable[..., Any]
-Converter = Callable[[Any, "Library"], OpFunction]
+Converter = Callable[[Any, Any], OpFunction]
 
 _RANDOM_PREFIXES = (
     "Multinomial",
@@ -60,7 +58,7 @@ def is_supported(op_name: str) -> bool:
     return op_name in _CONVERTERS or not tf2jax_ops.get_unsupported_operations([op_name])
 
 
-def convert_node(node: Any, library: Library) -> OpFunction:
+def convert_node(node: Any, library: Mapping[str, OpFunction]) -> OpFunction:
     """The op of a NodeDef as a function; KeyError if there is no converter (see `is_supported`)."""
     if node.op in _CONVERTERS:
         return _CONVERTERS[node.op](node, library)

@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import linear, rules, uses
 from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true
+from exporter.ntk.layerwise.sites import Param, Rule, Site
 
 
 class Sort(enum.Enum):
@@ -29,62 +30,9 @@ class Sort(enum.Enum):
     DERIVED = enum.auto()
 
 
-@dataclasses.dataclass(frozen=True)
-class Param:
-    """Where a value made of parameters only comes from.
-
-    Attributes:
-      key: the same for values that are made in the same way.
-      leaves: indices of the parameters that it is made of.
-      isometric: whether it is one parameter with its entries in another order, shape or dtype.
-      base: if it repeats another such value along some axes: that value, its Param, and the axes of this one that the
-        other's became (`broadcast_dimensions` of `lax.broadcast_in_dim`).
-    """
-
-    key: tuple[Any, ...]
-    leaves: frozenset[int]
-    isometric: bool = False
-    base: tuple[Any, Param, tuple[int, ...]] | None = None
-
-
 Tag = Sort | Param
 Tagged = tuple[Any, Tag]
 _DATA = (Sort.DATA, Sort.DERIVED)
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """A parameter's meeting with data.
-
-    Attributes:
-      rule: how its Jacobian is made.
-      eqn: the equation.
-      operand: index of the parameter among the equation's inputs.
-      param: where the parameter comes from; of the base if the rule takes the parameter before it is repeated.
-      shape: of the parameter.
-      axes: of the output that the parameter's axes are, for elementwise equations.
-      lowering: what is done for the platform.
-      dtype: of the zeros added.
-      perturbed: shape of the zeros added: the output's, or for the generic rule the parameter's.
-      differentiated: whether the equation's data depends on parameters, so that derivatives pass through to it.
-      scaled: whether nothing is done with the equation's output but to multiply it.
-      shared: whether the derivative at the output is the same for all examples.
-      steps: lengths of the scans that it is in, outermost first.
-    """
-
-    rule: rules.Rule
-    eqn: JaxprEqn
-    operand: int
-    param: Param
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    lowering: Lowering
-    dtype: Any
-    perturbed: tuple[int, ...]
-    differentiated: bool
-    scaled: bool = False
-    shared: bool = False
-    steps: tuple[int, ...] = ()
 
 
 class Trace:
@@ -243,7 +191,7 @@ class _Walk:
 
     def _site(
         self,
-        rule: rules.Rule,
+        rule: Rule,
         eqn: JaxprEqn,
         operand: int,
         tagged: Tagged,

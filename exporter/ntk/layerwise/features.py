@@ -13,10 +13,11 @@ import numpy as np
 
 from exporter.ntk.equations import aval
 from exporter.ntk.layerwise import biases, contract, heads, lowering, rules
-from exporter.ntk.layerwise.analysis import Site, Sort, Trace
+from exporter.ntk.layerwise.analysis import Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.lowering import Lowering
 from exporter.ntk.layerwise.outputs import OutputAxes
+from exporter.ntk.layerwise.sites import Site
 
 Array = Any
 ApplyFn = Callable[..., Array]

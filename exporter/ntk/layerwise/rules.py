@@ -15,10 +15,8 @@ which Novak et al. 2022 (arXiv 2206.08720) call structured derivatives.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +24,7 @@ from jax.extend.core import JaxprEqn
 
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import convolution
-
-if TYPE_CHECKING:
-    from exporter.ntk.layerwise.analysis import Site
-
-Array = Any
+from exporter.ntk.layerwise.sites import Array, Rule, Site
 
 
 def _derivative(site: Site, data: Array, d: Array) -> Array:
@@ -41,34 +35,6 @@ def _derivative(site: Site, data: Array, d: Array) -> Array:
 
     _, vjp = jax.vjp(fn, jnp.zeros(site.shape, aval(site.eqn.invars[site.operand]).dtype))
     return jax.vmap(lambda cotangent: vjp(cotangent)[0])(d)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """How the Jacobian of a kind of site is made, for one example.
-
-    Attributes:
-      name: shown to people.
-      explicit: (site, data, D) to G (R, *parameter), where data is the equation's other input; None if `assemble` is
-        how G is made.
-      needs_data: whether that is used at all.
-      factors: (site, data, D) to a (B, T, I) and D (R, B, T, J); None if G is not made of such factors. Of an embedding
-        a is the index (T,), and D is (R, T, J).
-      fold: (site, data, products of D (..., B, T, T)) to the data as (B, S, I), less than a, and the products for it,
-        (..., B, S, S), or to None where a is better; None if it always is.
-      assemble: (site, G (R, B, I, J)) to (R, *parameter).
-      columns: the axes of the equation's output that B and J are made of; None if G is not made of such factors.
-      elementwise: whether the parameter may be taken before it is repeated along axes of the output.
-    """
-
-    name: str
-    explicit: Callable[[Site, Any, Array], Array] | None = None
-    needs_data: bool = True
-    factors: Callable[[Site, Any, Array], tuple[Array, Array]] | None = None
-    fold: Callable[[Site, Array, Array], tuple[Array, Array] | None] | None = None
-    assemble: Callable[[Site, Array], Array] | None = None
-    columns: Callable[[Site], Sequence[int]] | None = None
-    elementwise: bool = False
 
 
 def find(eqn: JaxprEqn, operands: Sequence[int]) -> Rule:

@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 
 import exporter.artefact.verification
+from exporter.artefact.verification import verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import TensorSpec
 from exporter.plan.planning import make_plan
 from exporter.plan.sampling import sample_inputs
-from exporter.artefact.verification import verify
 
 RTOL = 1e-4
 

@@ -9,8 +9,8 @@ import tempfile
 
 import pytest
 
-from exporter.errors import ExportError
 from exporter.artefact.versions import stage_version
+from exporter.errors import ExportError
 
 
 def write_version(base_dir, text="a model"):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import exporter
 from exporter.ntk.kernel import Undivided
-from exporter.graph.programs import Blocks, Schedule
-from exporter.artefact.warmup import count_programs, examples_of_requests
+from exporter.plan.schedule import Blocks, Schedule, count_programs, examples_of_requests
 from serving.loading import load
 from serving.shared.warmup_file import FILE, read_requests
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(exporter.__file__).parents[1]
 ALL = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_with_params", "forward")
 
 

@@ -95,7 +95,7 @@ def invoke(capsys, monkeypatch):
         capsys.readouterr()
         try:
             with warnings.catch_warnings():
-                code = main.main(main._parse_flags(["ntk-export", *arguments]))
+                code = main.main(main._COMMAND.parse(["ntk-export", *arguments]))
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
@@ -118,7 +118,7 @@ def command(*arguments, **options):
     """Starts the command in a process of its own."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("TF_", "JAX_", "KERAS_"))},
-        "PYTHONPATH": str(pathlib.Path(main.__file__).parent.parent),
+        "PYTHONPATH": str(pathlib.Path(main.__file__).parents[2]),
     }
     return subprocess.Popen(
         [sys.executable, "-c", START, *map(str, arguments)],
@@ -221,7 +221,7 @@ class TestWrongInputIsFoundBeforeTensorFlowIsImported:
             [sys.executable, "-m", "exporter", "--output=out", "--model=models:good", *flags],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{folder}:{pathlib.Path(main.__file__).parent.parent}"},
+            env={**os.environ, "PYTHONPATH": f"{folder}:{pathlib.Path(main.__file__).parents[2]}"},
         )
         assert process.returncode == 1
         assert process.stderr.startswith("error: ")

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from exporter.progress import ConsoleProgress, SilentProgress
+from exporter.command.terminal import ConsoleProgress
+from exporter.progress import SilentProgress
 
 
 class Terminal(io.StringIO):

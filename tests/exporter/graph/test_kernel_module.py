@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from exporter.graph.kernel_module import SIGNATURES, KernelModule, input_names, param_names
 from exporter.functionalize.tracing import TensorSpec
+from exporter.graph.kernel_module import KernelModule
+from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
 IMAGE = TensorSpec("image", (None, 4, 3), "float32")
 TOKENS = TensorSpec("tokens", (None, 5), "int32")

@@ -6,11 +6,11 @@ import models
 import numpy as np
 import pytest
 
-from exporter.plan.choosing import LARGEST_BLOCK, LARGEST_TILE, SHARE, choose
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.ntk.kernel import diagonal_fn
 from exporter.ntk.reference import reference_ntk
+from exporter.plan.choosing import LARGEST_BLOCK, LARGEST_TILE, SHARE, choose
 from exporter.plan.planning import make_plan
 
 STRUCTURED = "structured_derivatives"

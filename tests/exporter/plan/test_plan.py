@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from exporter.config import ConfigError, ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
-from exporter.plan.planning import make_plan
 from exporter.functionalize.tf_ops import registry
+from exporter.plan.planning import make_plan
 
 STRUCTURED = "structured_derivatives"
 

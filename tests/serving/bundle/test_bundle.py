@@ -13,7 +13,8 @@ import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.bundle import files as bundle, main as bundle_main
+from serving.bundle import files as bundle
+from serving.bundle import main as bundle_main
 from serving.bundle.files import BundleError, BundleOptions, bundle_files, resources, write_bundle
 from serving.local_server.model_config import read_model_config
 
@@ -207,7 +208,7 @@ class TestCommand:
             for name in bundle_main._FLAGS:
                 bundle_main._FLAGS[name].unparse()
             try:
-                code = bundle_main.main(bundle_main._parse_flags(["ntk-bundle", *map(str, arguments)]))
+                code = bundle_main.main(bundle_main._COMMAND.parse(["ntk-bundle", *map(str, arguments)]))
             except SystemExit as error:
                 code = error.code
             return code, *capsys.readouterr()
@@ -258,7 +259,7 @@ class TestCommand:
         [
             ([], 2, "expected one base directory, received none"),
             (["a", "b"], 2, "received a, b"),
-            (["a", "--cpu=3"], 2, "Unknown command line flag 'cpu'"),
+            (["a", "--cpu=3"], 2, "unknown flag --cpu; did you mean '--cpus'?"),
             (["nowhere"], 1, "expected a model base directory that ntk-export wrote"),
             (["nowhere", "--cpus=0"], 1, "at least 1 core"),
         ],

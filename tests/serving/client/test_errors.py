@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import serving_models
 
 from serving.client.errors import ServingError, explain, is_transient, largest_batch, tidy
 
-RECORDED = json.loads((Path(__file__).parent / "tf_serving" / "recorded.json").read_text(encoding="utf-8"))
+RECORDED = json.loads(
+    (Path(serving_models.__file__).parent / "tf_serving" / "recorded.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize(

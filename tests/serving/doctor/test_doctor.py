@@ -225,7 +225,7 @@ def test_command(exported, copy):
     [
         ([], 2, "expected one PATH or ADDRESS"),
         (["a", "b"], 2, "received a, b"),
-        (["a", "--model=b"], 2, "Unknown command line flag 'model'"),
+        (["a", "--model=b"], 2, "unknown flag --model; did you mean '--model_name'?"),
         (["nowhere"], 1, "expected a version's directory"),
         (["127.0.0.1:1", "--timeout=0.1"], 1, "UNAVAILABLE"),
     ],
@@ -234,7 +234,7 @@ def test_usage(capsys, arguments, code, words):
     for name in main._FLAGS:
         main._FLAGS[name].unparse()
     try:
-        received = main.main(main._parse_flags(["ntk-doctor", *arguments]))
+        received = main.main(main._COMMAND.parse(["ntk-doctor", *arguments]))
     except SystemExit as error:
         received = error.code
     out, err = capsys.readouterr()

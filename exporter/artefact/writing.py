@@ -1,0 +1,97 @@
+"""The SavedModel's files, and what its manifest says."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+import exporter
+from exporter.artefact.manifest import SIGNATURE as MANIFEST_SIGNATURE
+from exporter.artefact.manifest import manifest_signature
+from exporter.artefact.verification import Verification
+from exporter.artefact.warmup import requests as warmup_requests
+from exporter.errors import ExportError
+from exporter.graph.kernel_module import KernelModule
+from exporter.graph.lowering import CALLING_CONVENTION_VERSION
+from exporter.plan.choosing import Choice
+from exporter.plan.planning import Plan
+from exporter.plan.signatures import input_names, param_names
+from serving.shared.warmup_file import write_requests
+
+
+def write_saved_model(module: KernelModule, plan: Plan, path: Path, warmup: Mapping[str, Sequence[int]] | None) -> None:
+    """Writes a module's SavedModel into a directory; with `warmup`, numbers of examples, also those requests."""
+    functions = module.signatures_to_save
+    signatures = {"serving_default": functions[plan.export.serving_default], **functions}
+    del module.signatures_to_save
+    with manifest_signature(module) as signatures[MANIFEST_SIGNATURE]:
+        tf.saved_model.save(module, str(path), signatures, tf.saved_model.SaveOptions(save_debug_info=False))
+    if warmup is not None:
+        write_requests(path, warmup_requests(functions, warmup))
+
+
+def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str, Any]:
+    """What was exported, as the manifest has it."""
+    model = plan.model
+    packages = ("tensorflow", "jax", "jaxlib", "keras", "tf-keras", "tf2jax", "neural-tangents")
+    return {
+        "model": model.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "configuration": {"ntk": plan.ntk.to_dict(), "export": plan.export.to_dict()},
+        "inputs": [
+            {**dataclasses.asdict(spec), "input": name}
+            for spec, name in zip(plan.served.inputs, input_names("x", plan.served.inputs), strict=True)
+        ],
+        "output": dataclasses.asdict(model.output),
+        "kernel": {"shape": plan.kernel_shape, "dtype": plan.kernel_dtype, "swap": plan.swap},
+        "variables": {
+            "trainable": {
+                path: {"shape": v.shape, "dtype": v.dtype.name, "input": key}
+                for (path, v), key in zip(
+                    plan.served.trainable.items(), param_names(model.trainable).values(), strict=True
+                )
+            },
+            "frozen": {
+                path: {"shape": v.shape, "dtype": v.dtype.name, "excluded_by_pattern": path in model.excluded}
+                for path, v in plan.served.frozen.items()
+            },
+        },
+        "platforms": plan.export.platforms,
+        "implementation": choice.implementation,
+        "blocks": choice.schedule and dataclasses.asdict(choice.schedule.blocks),
+        "bytes": {"features_of_an_example": choice.features_bytes, "request_at_most": choice.bytes},
+        "versions": {
+            "ntk-exporter": exporter.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+            "xla_call_module": CALLING_CONVENTION_VERSION,
+        },
+        "verification": dataclasses.asdict(verification),
+    }
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files under a directory."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Errors of writing, which Python and TF report differently, as ExportErrors."""
+    full = "Writing failed: expected room for the SavedModel, received '{}'. Free disk space or change --output."
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise ExportError(full.format(error.strerror)) from error
+        raise
+    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.OutOfRangeError) as error:
+        # "...{node} /path/of/the/file; File too large [Op:SaveV2]": EFBIG is out of range to TF.
+        raise ExportError(full.format(error.message.rpartition("; ")[2].partition(" [Op:")[0])) from error

@@ -1,0 +1,91 @@
+"""Which programs a kernel has, in blocks of which sizes, and which requests reach all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from exporter.ntk.kernel import KernelParts
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of programs.
+
+    Attributes:
+      sizes: examples of a side of a program, smallest first.
+      resident: how many tiles' features may be in memory besides those at work.
+      joined: how many blocks of the largest size make a tile, whose features are contracted at once.
+    """
+
+    sizes: tuple[int, ...]
+    resident: int
+    joined: int = 1
+
+    @property
+    def contracted(self) -> tuple[int, ...]:
+        """Examples of a side of a contraction, smallest first."""
+        return tuple(sorted({*self.sizes, self.tile}))
+
+    @property
+    def tile(self) -> int:
+        """Examples of a side of the largest contraction."""
+        return self.sizes[-1] * self.joined
+
+    @property
+    def resident_examples(self) -> int:
+        """How many examples one side of a request may have for features to be computed once."""
+        return self.resident * self.tile
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A kernel and the sizes of its programs.
+
+    Attributes:
+      parts: the kernel.
+      blocks: sizes of the programs.
+      larger: the same for requests too large for these, always by tiles; None if that would not be better.
+    """
+
+    parts: KernelParts
+    blocks: Blocks
+    larger: Schedule | None = None
+
+
+def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
+    """For each signature the numbers of examples, the same on both sides, of its warmup requests.
+
+    One for each size of block, one that needs more than a block, one that needs more than a tile, and for requests too
+    large for these one without examples (see `serve_graph.Kernel`). `ntk_with_params` has the programs of `ntk`, so
+    where there is `ntk` one request for its graph will do. A model whose batches are never split gets one request of
+    one example.
+    """
+    examples = {}
+    for name in signatures:
+        if schedule is None or (name == "ntk_with_params" and "ntk" in signatures):
+            examples[name] = [1]
+            continue
+        blocks = schedule.blocks
+        examples[name] = [*blocks.sizes, blocks.sizes[-1] + 1]
+        if _programs(name)[-1] == "contract":
+            more_than_a_tile = [blocks.tile + 1] if blocks.joined > 1 else []
+            examples[name] += [*more_than_a_tile, *([0] if schedule.larger else [])]
+    return examples
+
+
+def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int | None:
+    """How many programs XLA compiles for all requests that there can be; None if one for each number of examples."""
+    if schedule is None:
+        return None
+    kinds = {kind for name in signatures for kind in _programs(name)}
+    blocks, more = schedule.blocks, schedule.larger
+    larger = len(more.blocks.sizes) + 1 if more and "contract" in kinds else 0
+    return sum(len(blocks.contracted if kind == "contract" else blocks.sizes) for kind in kinds) + larger
+
+
+def _programs(signature: str) -> tuple[str, ...]:
+    """The kinds of programs that a signature runs."""
+    if signature == "forward":
+        return ("forward",)
+    return ("features", "diagonal" if signature == "ntk_diagonal" else "contract")

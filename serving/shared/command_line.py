@@ -1,0 +1,67 @@
+"""The beginning that all commands share: their own flags and absl's, help, and wrong usage."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from absl import flags, logging
+
+from serving.shared.suggest import did_you_mean
+
+USAGE = 2  # exit code
+_HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What a command takes.
+
+    Attributes:
+      name: as users type it.
+      doc: what it does: the module's docstring.
+      module: that defines the flags.
+      flags: the command's own. They are apart from `flags.FLAGS`, in which a module that it imports for the user may
+        define flags of the same names.
+      verbosity: of absl's logging unless --verbosity is given.
+      footer: last line of the help.
+    """
+
+    name: str
+    doc: str | None
+    module: str
+    flags: flags.FlagValues
+    verbosity: int = logging.WARNING
+    footer: str = ""
+
+    def parse(self, argv: Sequence[str]) -> list[str]:
+        """Parses the command's flags, then absl's; returns what is no flag, the program's name first.
+
+        Ends the process after --help, and if a flag is unknown or has a wrong value.
+        """
+        if any(argument in _HELP for argument in argv[1:]):
+            print("\n\n".join(filter(None, [self.doc, self.flags.module_help(self.module), self.footer])))
+            sys.exit(0)
+        self.flags.set_gnu_getopt(True)
+        flags.FLAGS.set_gnu_getopt(True)
+        try:
+            rest: list[str] = flags.FLAGS(self.flags(list(argv), known_only=True))
+        except flags.UnrecognizedFlagError as error:
+            hint = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in (*self.flags, *flags.FLAGS)])
+            self.exit(f"unknown flag --{error.flagname}{hint}")
+        except flags.Error as error:
+            self.exit(str(error))
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(self.verbosity)
+        return rest
+
+    def usage(self, message: object) -> int:
+        """Says what is wrong with how the command was called; returns the exit code for it."""
+        print(f"error: {message}\n({self.name} --help shows all flags)", file=sys.stderr)
+        return USAGE
+
+    def exit(self, message: object) -> NoReturn:
+        """The same, and ends the process."""
+        sys.exit(self.usage(message))
