@@ -1,5 +1,30 @@
-"""The product's own NTK engine: a sum over the places where a parameter meets data.
+"""The product's own NTK engine: a sum over sites, the places where a parameter meets data.
 
-`analysis` finds these sites in the traced model, `rules` says what the Jacobian at each is made of, `contract` turns
-that into kernels in the cheapest form, and `engine` puts them together.
+sites           what a site is: almost always a product, a convolution, a multiplication or an addition
+rules           one rule for each kind of site: what the Jacobian there is made of
+analysis        finds the sites of a traced model, and evaluates it with them perturbed; sites in a scan's body are
+                sites at every step, a parameter that goes through other operations first (weight normalization, a
+                BatchNorm's scale times its inverse deviation) gets its Jacobian through their derivative
+uses, linear    by what a value is used, and so which derivatives are in memory anyway, which slices are a whole
+                (an LSTM's gates), and which derivatives are the same for all examples
+biases          a bias that is added to a product is one more row of the product's parameter
+heads           a last layer of more traced outputs than inputs, as a narrower one that has the same kernel; only
+                where both sides are of one program, since of the factor of W Wᵀ rounding can make another one
+outputs         the axes of the output in a kernel: traced, diagonal, kept
+site_jacobians  the Jacobian at one site, written out or in factors
+features        what a kernel needs to know of each example, each group of sites in its cheapest form
+contract        from features of examples to kernels: the explicit, Gram, embedding and shared forms
+engine          all of it together: a kernel of two batches, or its parts (features, contraction) for artefacts.
+                Deep models and scans are evaluated for the examples of both sides together, and of their few
+                examples all pairs are contracted, because copies of each side's features take longer; where
+                derivatives of all outputs outgrow a CPU's caches, a kernel is a sum over some outputs at a time
+hoisting        what does not depend on the outputs at hand, computed once for all of them
+costs           what each site costs, by count
+
+lowering        what XLA does badly and the engine does for it, by platform; both platforms' programs are in an
+                artefact, and each compiles its own
+convolution     channels last (XLA reorders others only outside loops); sums over taps where XLA's own are slow,
+                those of three axes as sums of two's; strides phase by phase, without zeros between the data;
+                patches by one gather, which compiles faster than a slice for each tap, positions last in memory
+pooling         maxima of windows whose derivatives are sums over taps, not scatters
 """

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from exporter.ntk.equations import aval
-from exporter.ntk.layerwise import biases, contract, heads, lowering, rules
+from exporter.ntk.layerwise import biases, contract, heads, lowering, rules, site_jacobians
 from exporter.ntk.layerwise.analysis import Sort, Trace
 from exporter.ntk.layerwise.contract import Shape
 from exporter.ntk.layerwise.lowering import Lowering
 from exporter.ntk.layerwise.outputs import OutputAxes
-from exporter.ntk.layerwise.sites import Site
 
 Array = Any
 ApplyFn = Callable[..., Array]
@@ -116,7 +115,7 @@ class ExampleFeatures:
             diagonal_axes=[a % rank - batch_axes for a in diagonal_axes],
         )
         self.sites = self._trace.sites
-        self.shapes = [_factor_shape(site) for site in self.sites]
+        self.shapes = [site_jacobians.factor_shape(site) for site in self.sites]
         self.components = tuple(self._components(counts))
 
     def variables_of(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
@@ -245,12 +244,15 @@ class ExampleFeatures:
 
     def _jacobians(self, component: Component, saved: list[Any], derivatives: list[Array]) -> list[Array]:
         """G (R, *parameter) for each of the component's groups."""
-        return [sum(_explicit(self.sites[k], saved[k], derivatives[k]) for k in group) for group in component.groups]
+        return [
+            sum(site_jacobians.explicit(self.sites[k], saved[k], derivatives[k]) for k in group)
+            for group in component.groups
+        ]
 
     def _joined_factors(self, component: Component, saved: list[Any], derivatives: list[Array]) -> tuple[Array, Array]:
         """The factors of all sites of the component's one parameter, with the positions of one after the other's."""
         (group,) = component.groups
-        parts = zip(*(_factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
+        parts = zip(*(site_jacobians.factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
         axes = (-1 if component.form == "index" else -2, -2)
         a, d = (jnp.concatenate(part, axis) for part, axis in zip(parts, axes, strict=True))
         if component.bias is not None:
@@ -264,7 +266,7 @@ class ExampleFeatures:
         ((k,),) = component.groups
         a, d = self._joined_factors(component, saved, derivatives)
         products = contract.shared_products(d, outputs)
-        return _folded(self.sites[k], saved[k], products) or (a, products)
+        return site_jacobians.folded(self.sites[k], saved[k], products) or (a, products)
 
     @property
     def _pulled_back(self) -> list[Component]:
@@ -338,7 +340,7 @@ class ExampleFeatures:
             return None
         data = aval(site.eqn.invars[1 - site.operand])
         folded = jax.eval_shape(
-            lambda data, products: _folded(site, data, products),
+            lambda data, products: site_jacobians.folded(site, data, products),
             jax.ShapeDtypeStruct(data.shape, data.dtype),
             jax.ShapeDtypeStruct((shape.batch, shape.positions, shape.positions), site.dtype),
         )
@@ -366,26 +368,6 @@ class ExampleFeatures:
         return [rows.get(c, c) for c in components if c not in gone]
 
 
-def _factor_shape(site: Site) -> Shape | None:
-    """The sizes of a site's factors, None if its rule has none."""
-    if site.rule.factors is None:
-        return None
-    data = aval(site.eqn.invars[1 - site.operand])
-    a, d = jax.eval_shape(
-        lambda a, d: _factors(site, a, d),
-        jax.ShapeDtypeStruct((*site.steps, *data.shape), data.dtype),
-        jax.ShapeDtypeStruct((1, *site.steps, *site.perturbed), site.dtype),
-    )
-    if site.rule is rules.EMBEDDING:
-        return Shape(1, d.shape[1], site.shape[0], d.shape[2])
-    return Shape(a.shape[0], a.shape[1], a.shape[2], d.shape[3])
-
-
-def _folded(site: Site, data: Array, products: Array) -> tuple[Array, Array] | None:
-    """A site's data and the products of its positions, folded by its rule if that has a better way than factors."""
-    return None if site.rule.fold is None else site.rule.fold(site, data, products)
-
-
 def _merge_small(explicit: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
     """Explicit features (D, K, M), with those of few numbers, as of biases and scales, joined."""
 
@@ -395,40 +377,3 @@ def _merge_small(explicit: list[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
     small = [g for (g,) in explicit if is_small(g)]
     large = [(g,) for (g,) in explicit if not is_small(g)]
     return [*large, (jnp.concatenate(small, -1),)] if small else large
-
-
-def _explicit(site: Site, data: Any, d: Array) -> Array:
-    """G (R, *parameter) of a site, summed over the steps of the scans that it is in."""
-    if site.rule.assemble is not None:
-        g = contract.join(*_factors(site, data, d))
-        return site.rule.assemble(site, jnp.transpose(g, (2, 0, 1, 3)))
-    fn = site.rule.explicit
-    assert fn is not None
-    for _ in site.steps:
-        fn = _sum_steps(fn)
-    return fn(site, data, d)
-
-
-def _sum_steps(fn: Callable[..., Array]) -> Callable[..., Array]:
-    def summed(site: Site, data: Any, d: Array) -> Array:
-        return jnp.sum(jax.vmap(lambda a, d: fn(site, a, d), in_axes=(None if data is None else 0, 1))(data, d), 0)
-
-    return summed
-
-
-def _factors(site: Site, data: Any, d: Array) -> tuple[Array, Array]:
-    """The factors of a site, with the steps of the scans that it is in among the positions."""
-    assert site.rule.factors is not None
-    fn = site.rule.factors
-    for _ in site.steps:
-        fn = _join_steps(fn, index=site.rule is rules.EMBEDDING)
-    return fn(site, data, d)
-
-
-def _join_steps(fn: Callable[..., tuple[Array, Array]], *, index: bool) -> Callable[..., tuple[Array, Array]]:
-    def joined(site: Site, data: Any, d: Array) -> tuple[Array, Array]:
-        a, d = jax.vmap(lambda a, d: fn(site, a, d), in_axes=(0, 1), out_axes=(0 if index else -3, -3))(data, d)
-        a = a.reshape(-1) if index else a.reshape(*a.shape[:-3], -1, a.shape[-1])
-        return a, d.reshape(*d.shape[:-3], -1, d.shape[-1])
-
-    return joined
