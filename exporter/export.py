@@ -97,13 +97,11 @@ def export_savedmodel(
                 served=plan.served,
                 coupled=plan.coupled,
                 requests=requests,
+                flops=plan.flops_of_example,
                 note=note,
             )
             programs = f"{compiled} programs, " if compiled else ""
-            kinks = max(verification.at_kinks.values(), default=0.0)
-            apart = f" ({kinks:.1e} at kinks)" if kinks else ""
-            first_calls = verification.seconds["first_calls"]
-            note(f"within {verification.worst:.1e}{apart} of float64; {programs}{first_calls:.1f} s")
+            note(f"{verification.summary}; {programs}{verification.seconds['first_calls']:.1f} s")
         manifest = {
             **describe(plan, choice, verification),
             "programs": {"compiled": compiled, "warmup_examples": requests if plan.export.warmup else {}},

@@ -22,9 +22,10 @@ import tensorflow as tf  # noqa: E402
 def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
     """Loads, calls, writes the results."""
     with np.load(inputs_path) as file:
-        calls = json.loads(file["calls"].tobytes())  # for each signature the arguments of its method, rows of requests
-        values = {key: value for key, value in file.items() if key != "calls"}
-    outputs, seconds = {}, {}
+        script = json.loads(file["script"].tobytes())
+        values = {key: value for key, value in file.items() if key != "script"}
+    calls = script["calls"]  # for each signature the arguments of its method, and the rows of further requests
+    seconds, left_out = {}, []
     start = time.perf_counter()
     model = tf.saved_model.load(saved_model)
     seconds["load"] = time.perf_counter() - start
@@ -32,24 +33,28 @@ def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
     inputs = {
         key: tf.cast(value, specs[key].dtype) if key in specs else tf.constant(value) for key, value in values.items()
     }
+    flat = {name: {k: inputs[k] for k in model.signatures[name].structured_input_signature[1]} for name in calls}
     start = time.perf_counter()
-    for name, call in calls.items():
-        signature = model.signatures[name]
-        flat = {key: inputs[key] for key in signature.structured_input_signature[1]}
-        (outputs[f"signature/{name}"],) = signature(**flat).values()
-        for n, rows in call["rows"].items():
-            (outputs[f"signature/{name}/{n}"],) = signature(
-                **{key: _repeated(value, rows[key]) if key in rows else value for key, value in flat.items()}
-            ).values()
-    seconds["first_calls"] = time.perf_counter() - start
+    outputs = {f"signature/{name}": _only(model.signatures[name](**flat[name])) for name in calls}
     for name, call in calls.items():
         outputs[f"method/{name}"] = getattr(model, name)(*(_argument(a, inputs) for a in call["arguments"]))
-        flat = {key: inputs[key] for key in model.signatures[name].structured_input_signature[1]}
-        start = time.perf_counter()
-        model.signatures[name](**flat)
-        seconds[name] = time.perf_counter() - start
+    requests = [(int(n), name, rows) for name, call in calls.items() for n, rows in call["rows"].items()]
+    for n, name, rows in sorted(requests, key=lambda request: request[0]):
+        key = f"{name}/{n}"
+        if time.perf_counter() - start > script["time_limit"]:
+            left_out.append(key)
+            continue
+        given = {k: _repeated(value, rows[k]) if k in rows else value for k, value in flat[name].items()}
+        outputs[f"signature/{key}"] = _only(model.signatures[name](**given))
+    seconds["first_calls"] = time.perf_counter() - start
     results = {key: _storable(value).numpy() for key, value in outputs.items()}
-    np.savez(outputs_path, seconds=np.frombuffer(json.dumps(seconds).encode(), np.uint8), **results)
+    told = json.dumps({"seconds": seconds, "left_out": left_out})
+    np.savez(outputs_path, told=np.frombuffer(told.encode(), np.uint8), **results)
+
+
+def _only(outputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    (value,) = outputs.values()
+    return value
 
 
 def _storable(value: tf.Tensor) -> tf.Tensor:

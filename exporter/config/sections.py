@@ -83,6 +83,7 @@ class VerifyConfig:
     Attributes:
       examples: number of examples that the kernels are computed on.
       rtol: largest allowed difference, relative to the largest entry of the kernel.
+      seconds: that it should take at most, of two CPU cores: what there is no time for is left out, and said.
 
     Raises:
       ConfigError: with all problems of the given values.
@@ -90,14 +91,16 @@ class VerifyConfig:
 
     examples: int = 8
     rtol: float = 1.0e-4
+    seconds: float = 120.0
 
     def __post_init__(self) -> None:
         """Checks all values and brings them into the types above."""
         checks = Checks("export.verify")
         examples = checks.integer("examples", self.examples, minimum=1)
         rtol = checks.positive("rtol", self.rtol)
+        seconds = checks.positive("seconds", self.seconds)
         checks.finish()
-        _keep(self, examples=examples, rtol=rtol)
+        _keep(self, examples=examples, rtol=rtol, seconds=seconds)
 
 
 @dataclasses.dataclass(frozen=True)

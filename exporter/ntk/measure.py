@@ -17,6 +17,9 @@ import numpy as np
 RUNS = 3
 RUNS_END_AFTER_SECONDS = 2.0
 
+# Of code that never runs only how values are laid out in memory matters, which is decided before.
+_IN_A_HURRY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -65,6 +68,16 @@ def measure_implementations(fns: Mapping[str, Callable[..., Any]], args: tuple[A
             reference = result if reference is None else reference
             measurements[name] = Measurement(seconds, *_compare(result, reference), memory)
     return measurements
+
+
+def bytes_of_program(fn: Callable[..., Any], *args: Any) -> int:
+    """Bytes that XLA allots for a function's intermediate values and results; it is compiled, in a hurry, and not run.
+
+    Args:
+        fn: the function.
+        args: pytrees of arrays or `jax.ShapeDtypeStruct`s, its positional arguments.
+    """
+    return _allotted(jax.jit(fn).lower(*args).compile(_IN_A_HURRY))
 
 
 def fastest(measurements: Mapping[str, Measurement]) -> str:
@@ -120,8 +133,7 @@ def _concrete(leaf: Any) -> Any:
 def _run(fn: Callable[..., Any], values: tuple[Any, ...]) -> tuple[Any, float, int]:
     """The result of `fn(*values)`, the median wall time in seconds of a warmed-up call, and its memory in bytes."""
     compiled = jax.jit(fn).lower(*values).compile()
-    analysis = compiled.memory_analysis()
-    memory = analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
+    memory = _allotted(compiled)
     result = jax.block_until_ready(compiled(*values))
     seconds: list[float] = []
     while len(seconds) < RUNS and sum(seconds) < RUNS_END_AFTER_SECONDS:
@@ -129,6 +141,11 @@ def _run(fn: Callable[..., Any], values: tuple[Any, ...]) -> tuple[Any, float, i
         jax.block_until_ready(compiled(*values))
         seconds.append(time.perf_counter() - start)
     return result, statistics.median(seconds), memory
+
+
+def _allotted(compiled: Any) -> int:
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
 
 
 def _compare(result: Any, reference: Any) -> tuple[float, bool]:

@@ -7,19 +7,16 @@ as large as leaves room for the features of more blocks beside it; small request
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
 from exporter.errors import ExportError
 from exporter.ntk.kernel import Undivided
 from exporter.ntk.layerwise.engine import LayerwiseParts
-from exporter.ntk.measure import Measurement, measure_implementations
+from exporter.ntk.measure import bytes_of_program
 from exporter.plan.planning import Plan
-from exporter.plan.sampling import sample_inputs
-from exporter.plan.schedule import Blocks, Schedule
+from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule
 
-LARGEST_BLOCK = 64  # examples a side
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
 SMALLER_BLOCK = 16  # where the largest does not fit
 MORE_PASSES = 5  # with each a forward pass more, for requests whose features do not fit
@@ -36,14 +33,12 @@ class Choice:
       schedule: its parts and the sizes of their programs; None if batches are never split.
       features_bytes: of one example's features; 0 if the kernel is not divided into features and their contraction.
       work_bytes: that programs of the largest block take besides resident features, at most.
-      seconds: the time of a kernel of 2 by 2 examples (1 by 1 if no block is larger) on this machine.
     """
 
     implementation: str
     schedule: Schedule | None = None
     features_bytes: int = 0
     work_bytes: int = 0
-    seconds: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -81,36 +76,35 @@ def choose(plan: Plan) -> Choice:
 def _divided(plan: Plan) -> Choice | None:
     """Features of each example once; None if those of three examples do not fit the budget in any number of passes."""
     variables = (plan.model.trainable, plan.model.frozen)
-    x = sample_inputs(plan.model.inputs, 4)
     budget = SHARE * plan.export.memory_budget
 
     def features_bytes(parts: LayerwiseParts) -> int:
         """Of one example."""
         return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(parts.specs(1)))
 
-    parts = plan.layerwise_parts(LARGEST_BLOCK)  # in the forms best for such blocks, if there can be some
+    parts = plan.parts_of_large_blocks  # in the forms best for such blocks, if there can be some
     if 3 * LARGEST_BLOCK * features_bytes(parts) > budget / 2:
         parts = plan.layerwise_parts(SMALLER_BLOCK)
-    while 3 * features_bytes(parts) > budget / 2:
+    while 3 * features_bytes(parts) > budget / 2 or parts.bytes_at_work > budget / 2:
         fewer = plan.layerwise_parts(SMALLER_BLOCK, 2 * parts.passes)
         if fewer.passes == parts.passes:
             break
         parts = fewer
     per_example = features_bytes(parts)
-    if 3 * per_example > budget:
+    if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
-    one, four = (_measure(parts.features, *variables, tuple(a[:n] for a in x)) for n in (1, 4))
-    pairs = _measure(parts.contract, *variables, parts.specs(4), parts.specs(4))
+    one, four = (bytes_of_program(parts.features, *variables, plan.examples(n)) for n in (1, 4))
+    pairs = bytes_of_program(parts.contract, *variables, parts.specs(4), parts.specs(4))
 
     def work(block: int) -> int:
         """Bytes of the features of a block while they are made, or of one block's and its contraction."""
-        make = one.bytes + (block - 1) * max(0, four.bytes - one.bytes) / 3
-        return int(max(make, block * per_example + pairs.bytes * (block / 4) ** 2))
+        make = one + (block - 1) * max(0, four - one) / 3
+        return int(max(make, block * per_example + pairs * (block / 4) ** 2))
 
     block = LARGEST_BLOCK
     while block > 1 and work(block) + 2 * block * per_example > budget / 2:
         block //= 2
-    blocks, work_bytes = _tiles(_sizes(block), per_example, work(block), pairs.bytes, budget)
+    blocks, work_bytes = _tiles(_sizes(block), per_example, work(block), pairs, budget)
     if blocks.resident < 1:
         return None
     more = plan.layerwise_parts(LARGER_BLOCKS * block, MORE_PASSES * parts.passes)
@@ -118,11 +112,9 @@ def _divided(plan: Plan) -> Choice | None:
     if per_example / features_bytes(more) >= MORE_PASSES / 2:  # or else not many more are resident
         # With less work for each example, as many outputs as there are passes fewer.
         sizes = (LARGER_BLOCKS * block,)
-        larger = Schedule(more, _tiles(sizes, features_bytes(more), work(block), pairs.bytes, budget)[0])
+        larger = Schedule(more, _tiles(sizes, features_bytes(more), work(block), pairs, budget)[0])
     schedule = Schedule(parts, blocks, larger)
-    assert four.seconds is not None
-    assert pairs.seconds is not None
-    return Choice("layerwise", schedule, per_example, work_bytes, parts.passes * (four.seconds + pairs.seconds / 4))
+    return Choice("layerwise", schedule, per_example, work_bytes)
 
 
 def _tiles(
@@ -160,33 +152,25 @@ def _undivided(plan: Plan, name: str) -> Choice:
     budget = plan.export.memory_budget
     kernel = plan.kernel(name)
     variables = (plan.model.trainable, plan.model.frozen)
-    x = sample_inputs(plan.model.inputs, 2)
-    measured, block = _measure(kernel, *variables, x, x), 2
-    if measured.bytes > budget:
-        x = tuple(a[:1] for a in x)
-        measured, block = _measure(kernel, *variables, x, x), 1
-        if measured.bytes > budget:
-            raise ExportError(
-                f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.4g} MiB "
-                f"(export.memory_budget), received {measured.bytes / 2**20:.4g} MiB for {name}. Raise the budget."
-            )
+    for block in (2, 1):
+        x = plan.examples(block)
+        of_block = bytes_of_program(kernel, *variables, x, x)
+        if of_block <= budget:
+            break
+    else:
+        raise ExportError(
+            f"One pair of examples does not fit the memory budget: expected at most {budget / 2**20:.4g} MiB "
+            f"(export.memory_budget), received {of_block / 2**20:.4g} MiB for {name}. Raise the budget."
+        )
     largest = block if block == 1 else SMALLER_BLOCK
-    while measured.bytes * (largest / block) ** 2 > budget:  # no part of it grows faster
+    while of_block * (largest / block) ** 2 > budget:  # no part of it grows faster
         largest //= 2
-    work = int(measured.bytes * (largest / block) ** 2)
-    schedule = Schedule(Undivided(kernel, plan.example), Blocks(_sizes(largest), 1))
-    return Choice(name, schedule, 0, work, measured.seconds)
+    work = int(of_block * (largest / block) ** 2)
+    schedule = Schedule(Undivided(kernel, plan.examples(1)), Blocks(_sizes(largest), 1))
+    return Choice(name, schedule, 0, work)
 
 
 def _sizes(largest: int) -> tuple[int, ...]:
     """Blocks of one example, of the largest number, and if that is much larger of one in between."""
     middle = [2 ** (largest.bit_length() // 2)] if largest >= 16 else []
     return tuple(sorted({1, *middle, largest}))
-
-
-def _measure(fn: Any, *args: Any) -> Measurement:
-    """A function compiled and run on this machine."""
-    measured = measure_implementations({"": fn}, args)[""]
-    if measured.error is not None:
-        raise measured.error
-    return measured

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-import jax.experimental
 import numpy as np
 
 from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
@@ -14,10 +14,13 @@ from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel, functionalize
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
-from exporter.ntk.precision import in_float64
+from exporter.ntk.layerwise.lowering import as_on_cpu
+from exporter.plan.limits import check_pair
 from exporter.plan.sampling import sample_inputs
+from exporter.plan.schedule import LARGEST_BLOCK
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
+_ROUNDING = 1e-6  # of an output, where the same program is run on the same example among others
 _FAITHFUL = 0.05  # float32 and narrower arithmetic is nearer to float64, and a wrong conversion further off
 
 
@@ -66,16 +69,25 @@ class Plan:
             model.apply_fn,
             model.trainable,
             model.frozen,
-            self.example,
+            self.examples(1),
             counts=(block, block),
             passes=passes,
             **self.axes,
         )
 
+    @functools.cached_property
+    def parts_of_large_blocks(self) -> LayerwiseParts:
+        """The same for blocks of `LARGEST_BLOCK` examples, traced once."""
+        return self.layerwise_parts(LARGEST_BLOCK)
+
     @property
-    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes and dtypes of the model's inputs for one example, (1, ...)."""
-        return tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in self.model.inputs)
+    def flops_of_example(self) -> float:
+        """Floating point operations for the derivatives of all outputs of an example, by count."""
+        return sum(cost.example_flops for cost in self.parts_of_large_blocks.costs()) if not self.coupled else 0.0
+
+    def examples(self, n: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of the model's inputs for n examples, (n, ...)."""
+        return tuple(jax.ShapeDtypeStruct((n, *spec.shape[1:]), spec.dtype) for spec in self.model.inputs)
 
     @property
     def served(self) -> FunctionalModel:
@@ -138,29 +150,31 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
     rank = len(functional.output.shape)
     trace_axes, diagonal_axes = check_axes(ntk, rank)
     ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
-    coupled = ntk.vmap_axes is None
-    _check_on_examples(functional, None if coupled else ntk.vmap_axes, max(_FAITHFUL, export.verify.rtol))
     kept: list[int | None] = [None, None]
     for axis in range(1, rank):
         if axis not in trace_axes:
             kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
-    return Plan(functional, ntk, export, coupled, tuple(kept))
+    coupled = ntk.vmap_axes is None
+    plan = Plan(functional, ntk, export, coupled, tuple(kept))
+    kept_axes = [axis for axis in range(1, rank) if axis not in (*trace_axes, *diagonal_axes)]
+    parts = None if coupled or ntk.implementation not in ("auto", "layerwise") else plan.parts_of_large_blocks
+    check_pair(functional.output, plan.kernel_shape, plan.kernel_dtype, kept_axes, parts, export.memory_budget)
+    _check_on_examples(functional, None if coupled else ntk.vmap_axes, max(_FAITHFUL, export.verify.rtol))
+    return plan
 
 
 def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:
     """Raises if the function of a model is not that model, or if its examples influence each other, on random inputs.
 
     Args:
-      model: the model, whose function is evaluated in float64.
+      model: the model, whose function is evaluated as the product does it.
       vmap_axes: None if examples may influence each other.
       rtol: of the function's outputs to those that TensorFlow computes.
     """
     first, second = sample_inputs(model.inputs, 3, seed=0), sample_inputs(model.inputs, 3, seed=1)
     mixed = tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
-    fn = in_float64(model.apply_fn, model.trainable, model.frozen, first)
-    with jax.experimental.enable_x64():
-        apply = jax.jit(fn)
-        outputs, among = (np.asarray(apply(model.trainable, model.frozen, x)) for x in (first, mixed))
+    apply = jax.jit(as_on_cpu(model.apply_fn))
+    outputs, among = (np.asarray(apply(model.trainable, model.frozen, x), np.float64) for x in (first, mixed))
     original = np.asarray(model.original(first), np.float64)
     if not (change := _change(original, outputs)) <= rtol:
         raise ExportError(
@@ -169,7 +183,7 @@ def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> N
             "are less common, and please report them; if it is the outputs that are inexact in the model's own "
             "precision, set a larger export.verify.rtol."
         )
-    if vmap_axes is not None and not (change := _change(outputs[1], among[1])) <= 1e-9:
+    if vmap_axes is not None and not (change := _change(outputs[1], among[1])) <= _ROUNDING:
         raise ExportError(
             "Examples influence each other: expected the output of an example not to depend on the others of its batch "
             f"(ntk.vmap_axes: {vmap_axes}), received a change of {change:.2g} (relative) when the others changed. "

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from exporter.ntk.kernel import KernelParts
 
+LARGEST_BLOCK = 64  # examples a side
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:

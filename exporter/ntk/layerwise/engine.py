@@ -69,6 +69,17 @@ class LayerwiseParts:
         self.passes = -(-axes.traced // self._outputs)
         self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
 
+    @property
+    def bytes_at_work(self) -> int:
+        """Of the derivatives and features of one example's outputs of a pass, counted from shapes."""
+        axes = self._default.axes
+        return self._outputs * axes.diagonal * axes.kept * self._default.bytes_of_output
+
+    @property
+    def fewest_bytes_at_work(self) -> int:
+        """The same of as few outputs as a kernel can be computed of at a time."""
+        return self._default.axes.together * self._default.bytes_of_output
+
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""
         return site_costs(self._default)

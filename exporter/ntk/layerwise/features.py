@@ -128,6 +128,11 @@ class ExampleFeatures:
 
     def outputs_at_once(self, examples: int, memory: int) -> int:
         """How many outputs' features, of so many examples, fit into so many bytes; 1 at least."""
+        return max(1, memory // (examples * self.bytes_of_output))
+
+    @property
+    def bytes_of_output(self) -> int:
+        """Of the derivatives and features of one output of one example, counted from shapes."""
         derivatives = [math.prod(site.steps + site.perturbed) for site in self.sites]
         numbers = max(derivatives)  # of the site at work; the others' are no longer or not yet there
         for component in self.components:
@@ -136,7 +141,7 @@ class ExampleFeatures:
                     numbers += sum(derivatives[k] for k in group)
                 elif component.form != "shared":  # which keeps as much for any number of traced outputs
                     numbers += math.prod(self.sites[group[0]].shape)
-        return max(1, memory // (examples * numbers * np.dtype(self.dtype).itemsize))
+        return numbers * np.dtype(self.dtype).itemsize
 
     def outputs_in_cache(self, examples: int) -> int:
         """How many outputs at a time, of so many examples, are fastest by the bytes that then move through memory.

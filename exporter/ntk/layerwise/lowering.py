@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import JaxprEqn
 
-from exporter.ntk.equations import bind
+from exporter.ntk.equations import bind, evaluate
 from exporter.ntk.layerwise import convolution, pooling
 
 
@@ -65,6 +65,17 @@ DEFAULT = Lowering(bind, convolution.patches, jax.jit, materializes=False)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
 CPU = Lowering(_bind_on_cpu, convolution.patches_on_cpu, _compiled_once, materializes=True, cache=4 << 20)
+
+
+def as_on_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of pytrees of arrays to one array, with the operations that are lowered otherwise for CPUs so."""
+
+    def lowered(*args: Any) -> Any:
+        closed = jax.make_jaxpr(fn)(*args)
+        (output,) = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), CPU.bind)
+        return output
+
+    return lowered
 
 
 @jax.custom_vjp

@@ -33,6 +33,11 @@ class OutputAxes:
         """The number of outputs R = D C K."""
         return self.diagonal * self.traced * self.kept
 
+    @property
+    def together(self) -> int:
+        """How many outputs a kernel needs at a time at least: the kept ones, and beside diagonal ones the traced."""
+        return self.kept * (self.traced if self.diagonal > 1 else 1)
+
     def basis(self, dtype: Any) -> Array:
         """One cotangent for each output: (D, C, K, *shape)."""
         rank = len(self._shape)

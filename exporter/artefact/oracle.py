@@ -1,0 +1,246 @@
+"""Kernels in float64: from explicit Jacobians where these can be afforded, else by the engine, which is proved first.
+
+Explicit Jacobians (`ntk.reference`) cost a gradient for each output of each example, one after the other. For large
+models the layerwise engine evaluated in float64 takes their place. That it is right for this model is shown on a part
+that can be afforded: of g(x) = A f(x), whose rows are some of the outputs and random ±1 combinations of all of them,
+the kernel of every pair of rows is compared with explicit Jacobians of g. A wrong rule or lowering changes the
+derivative of some output, and so of every combination.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+
+from exporter.config import NtkConfig
+from exporter.errors import ExportError
+from exporter.functionalize import FunctionalModel
+from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.precision import in_float64
+from exporter.ntk.products import with_convolutions_as_products
+from exporter.ntk.reference import Vjps, jitted_vjps, reference_ntk
+from exporter.progress import Note
+
+Batch = tuple[np.ndarray, ...]
+
+# Bounds of explicit Jacobians of all examples, in numbers: the first of time, the second of memory, 8 bytes each.
+MOST_NUMBERS = 5e8
+MOST_NUMBERS_AT_ONCE = 5e8
+
+# Float64 operations a second that are counted on, of explicit Jacobians and of the engine: on two CPU cores.
+EXPLICIT_RATE = 5e9
+ENGINE_RATE = 2e10
+SHARE = 0.25  # of the verification's seconds, for what is expected
+
+ROWS = 8  # of A
+_BYTES_OF_PROOF = 2 << 30
+_PROOF_RTOL = 1e-6  # both sides are float64
+_COMBINATIONS = "outputs/combinations"  # A among the frozen variables of g
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """On what the engine in float64 was compared with explicit Jacobians.
+
+    Attributes:
+      examples: their number.
+      outputs: how many outputs by themselves.
+      combinations: how many random combinations of all outputs.
+      error: the largest difference, relative to the largest entry.
+    """
+
+    examples: int
+    outputs: int
+    combinations: int
+    error: float
+
+
+class Oracle(Protocol):
+    """Kernels of a model in float64.
+
+    Attributes:
+      examples: for how many of them kernels can be afforded.
+      proof: that it is right; None for what needs none.
+    """
+
+    examples: int
+    proof: Proof | None
+
+    def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
+        """float64 (n1, n2, ...) of `examples` examples x1 with x2, which are the first of x1, or with themselves."""
+
+
+def oracle_of(
+    model: FunctionalModel,
+    ntk: NtkConfig,
+    x: Batch,
+    *,
+    coupled: bool,
+    flops: float,
+    seconds: float,
+    parameter_sets: int,
+    note: Note,
+) -> Oracle:
+    """The oracle that can be afforded.
+
+    Args:
+      model: whose kernels are asked for.
+      ntk: the kernel's configuration.
+      x: the examples that there are at most.
+      coupled: whether they influence each other.
+      flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
+      seconds: that the verification may take.
+      parameter_sets: for how many values of the trainable variables kernels are asked for.
+      note: told how far it is.
+
+    Raises:
+      ExportError: the engine is wrong for this model.
+    """
+    n = len(x[0])
+    work = parameter_sets * flops
+    if coupled or n * work <= SHARE * seconds * EXPLICIT_RATE:
+        n = _examples_of_explicit(model, ntk, n)
+        return _Explicit(model, ntk, tuple(a[:n] for a in x), coupled, note)
+    n = int(max(min(2, n), min(n, SHARE * seconds * ENGINE_RATE / work)))
+    if 2 * work > seconds * ENGINE_RATE:
+        n = 1
+    return _Engine(model, ntk, tuple(a[:n] for a in x), note)
+
+
+class _Explicit:
+    proof: Proof | None = None
+
+    def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, coupled: bool, note: Note) -> None:
+        variables = model.trainable, model.frozen
+        self.examples, self._coupled, self._ntk, self._frozen = len(x[0]), coupled, ntk, model.frozen
+        self._apply_fns = {False: model.apply_fn, True: in_float64(model.apply_fn, *variables, x)}
+        of_kernel = self.examples * math.prod(size or 1 for size in model.output.shape[1:])
+        self._vjps = _counted(jitted_vjps(model.apply_fn, *variables, x), of_kernel, note)
+
+    def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
+        moved = any(value.dtype == np.float64 for value in trainable.values())  # maybe by less than a float32 has
+
+        def of(x2: Batch | None) -> np.ndarray:
+            return reference_ntk(
+                self._apply_fns[moved],
+                trainable,
+                self._frozen,
+                x1,
+                x2,
+                trace_axes=self._ntk.trace_axes,
+                diagonal_axes=self._ntk.diagonal_axes,
+                coupled=self._coupled,
+                vjps=self._vjps,
+            )
+
+        return of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
+
+
+class _Engine:
+    def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note) -> None:
+        self.examples, self._frozen = len(x[0]), model.frozen
+        self.proof: Proof | None = prove(model, tuple(a[: min(2, len(a))] for a in x), note)
+        note(f"the kernel of {self.examples} examples in float64")
+        self._kernel = _engine(model.apply_fn, ntk.trace_axes, ntk.diagonal_axes, model.trainable, model.frozen, x)
+
+    def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
+        kernel = self._kernel(trainable, self._frozen, x1)
+        return kernel if x2 is None else kernel[:, : len(x2[0])]
+
+
+def prove(model: FunctionalModel, x: Batch, note: Note) -> Proof:
+    """Compares the engine in float64 with explicit Jacobians, on some outputs and combinations of all.
+
+    Raises:
+      ExportError: they differ.
+    """
+    count = math.prod(size or 1 for size in model.output.shape[1:])
+    parameters = sum(v.size for v in model.trainable.values())
+    rows = max(1, min(ROWS, count, int(_BYTES_OF_PROOF / (8 * len(x[0]) * parameters))))
+    matrix, outputs = _combinations(rows, count)
+
+    def combined(trainable: Any, frozen: Any, x: Any) -> Any:
+        frozen = dict(frozen)
+        matrix = frozen.pop(_COMBINATIONS)
+        y = model.apply_fn(trainable, frozen, x)
+        return y.reshape(y.shape[0], -1) @ matrix.T.astype(y.dtype)
+
+    frozen = {**model.frozen, _COMBINATIONS: matrix.astype(np.float32)}
+    arguments = model.trainable, frozen, x
+    vjps = _counted(jitted_vjps(combined, *arguments), len(x[0]) * rows, note)
+    expected = reference_ntk(combined, *arguments, trace_axes=(), vjps=vjps)
+    note("the engine in float64, compared with these")
+    received = _engine(combined, (), (), *arguments)(*arguments)
+    error = float(np.max(np.abs(received - expected)) / (np.max(np.abs(expected)) or 1.0))
+    if not error <= _PROOF_RTOL:
+        raise ExportError(
+            f"Verification failed: expected the layerwise kernel in float64 within {_PROOF_RTOL:g} of explicit "
+            f"Jacobians, on {outputs} outputs and {rows - outputs} combinations of all, received a difference of "
+            f"{error:.3g}. Choose another ntk.implementation, and please report the model."
+        )
+    return Proof(len(x[0]), outputs, rows - outputs, error)
+
+
+def _combinations(rows: int, count: int) -> tuple[np.ndarray, int]:
+    """A (rows, count): single outputs, all of them if there are so few, then random signs; and how many are single."""
+    if rows == count:
+        return np.eye(count), count
+    rng = np.random.default_rng(0)
+    single = rows // 2
+    matrix = rng.choice([-1.0, 1.0], (rows, count))
+    matrix[:single] = np.eye(count)[rng.choice(count, single, replace=False)] if single else 0.0
+    return matrix, single
+
+
+def _engine(
+    apply_fn: Any, trace_axes: Sequence[int], diagonal_axes: Sequence[int], *arguments: Any
+) -> Callable[..., np.ndarray]:
+    """kernel(trainable, frozen, x) of examples with themselves by the layerwise engine in float64, compiled once."""
+    kernel = layerwise_kernel_fn(
+        apply_fn, trace_axes=trace_axes, diagonal_axes=diagonal_axes, memory=_BYTES_OF_PROOF // 2
+    )
+    compiled = jax.jit(in_float64(kernel, *arguments))
+
+    def run(*arguments: Any) -> np.ndarray:
+        with jax.experimental.enable_x64():
+            return np.asarray(compiled(*arguments))
+
+    return run
+
+
+def _examples_of_explicit(model: FunctionalModel, ntk: NtkConfig, examples: int) -> int:
+    """So many examples, or as many as the reference can be computed for; 1 at least."""
+    outputs = model.output.shape[1:]
+    alone = {a % len(model.output.shape) - 1 for a in (*ntk.trace_axes, *ntk.diagonal_axes)}
+    kept = math.prod(size or 1 for a, size in enumerate(outputs) if a not in alone)
+    parameters = sum(v.size for v in model.trainable.values())
+    most = min(MOST_NUMBERS / math.prod(size or 1 for size in outputs), MOST_NUMBERS_AT_ONCE / kept) / parameters
+    return max(1, min(examples, int(most)))
+
+
+def _counted(vjps: Vjps, of_kernel: int, note: Note) -> Vjps:
+    """`vjps` that tells how many gradients it has computed; a kernel needs so many at least."""
+    done = 0
+
+    def counted(trainable: Any, frozen: Any, x: tuple[Any, ...], cotangents: Any) -> list[Any]:
+        nonlocal done
+        gradients = vjps(trainable, frozen, x, cotangents)
+        done += len(cotangents)
+        note(f"{done:,} float64 gradients, {of_kernel:,} for a kernel")
+        return gradients
+
+    return counted
+
+
+def forward_in_float64(model: FunctionalModel, x: Batch) -> np.ndarray:
+    """The model's output."""
+    forward = with_convolutions_as_products(in_float64(model.apply_fn, model.trainable, model.frozen, x))
+    with jax.experimental.enable_x64():
+        return np.asarray(jax.jit(forward)(model.trainable, model.frozen, tuple(map(jnp.asarray, x))))

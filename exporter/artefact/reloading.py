@@ -1,0 +1,87 @@
+"""Runs a written SavedModel in a process that can import TensorFlow alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import ExportError
+from exporter.functionalize import FunctionalModel
+from exporter.plan.signatures import SIGNATURES, input_names, param_names
+from serving.shared import reference
+
+_SCRIPT = Path(__file__).with_name("reload_script.py")
+
+
+def run_saved_model(
+    saved_model: Path,
+    served: FunctionalModel,
+    sides: Mapping[str, tuple[np.ndarray, ...]],
+    params: Mapping[str, np.ndarray],
+    signatures: Sequence[str],
+    requests: Mapping[str, Sequence[int]],
+    time_limit: float,
+) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
+    """What the SavedModel computes in a process of its own, the times there, and the requests that were left out.
+
+    Args:
+      saved_model: its directory.
+      served: the model with the dtypes of the SavedModel's inputs and variables.
+      sides: examples for x, x1 and x2.
+      params: values for `ntk_with_params`.
+      signatures: names of those to call, and the methods of these names.
+      requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
+      time_limit: seconds after which no further request is begun; signatures and methods are called in any case.
+
+    Returns:
+      Results by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES"; seconds; names of what was left out.
+
+    Raises:
+      ExportError: it cannot be loaded or called.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    arguments: dict[str, Any] = {}
+    side_of: dict[str, str] = {}
+    for side, values in sides.items():
+        names = input_names(side, served.inputs)
+        side_of |= dict.fromkeys(names, side)
+        arrays |= {n: a.astype(spec.dtype) for n, a, spec in zip(names, values, served.inputs, strict=True)}
+        arguments[side] = names[0] if len(names) == 1 else list(names)
+    keys = param_names(served.trainable)
+    arrays |= {keys[path]: value.astype(served.trainable[path].dtype) for path, value in params.items()}
+    calls = {
+        name: {
+            "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],
+            "rows": {
+                n: {k: reference.few(n) if s == "x2" else n for k, s in side_of.items() if s in SIGNATURES[name].sides}
+                for n in requests.get(name, ())
+            },
+        }
+        for name in signatures
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
+        # NumPy's files know no bfloat16; float32 holds it exactly, and the script casts to the signature's dtype.
+        arrays = {k: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for k, a in arrays.items()}
+        arrays["script"] = np.frombuffer(json.dumps({"calls": calls, "time_limit": time_limit}).encode(), np.uint8)
+        np.savez(inputs, allow_pickle=False, **arrays)
+        command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise ExportError(
+                "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "
+                f"alone, received exit code {done.returncode}: {lines[-1] if lines else 'no message'}"
+            )
+        with np.load(outputs) as file:
+            results = dict(file.items())
+    told = json.loads(results.pop("told").tobytes())
+    return results, told["seconds"], told["left_out"]
