@@ -202,15 +202,25 @@ def _combinations(rows: int, count: int) -> tuple[np.ndarray, int]:
 def _engine(
     apply_fn: Any, trace_axes: Sequence[int], diagonal_axes: Sequence[int], *arguments: Any
 ) -> Callable[..., np.ndarray]:
-    """kernel(trainable, frozen, x) of examples with themselves by the layerwise engine in float64, compiled once."""
-    kernel = layerwise_kernel_fn(
-        apply_fn, trace_axes=trace_axes, diagonal_axes=diagonal_axes, memory=_BYTES_OF_PROOF // 2
+    """kernel(trainable, frozen, x) of examples with themselves by the layerwise engine in float64, compiled once.
+
+    The function is made one of float64 first: constants of derivatives, such as 2/√π of erf's, are of its dtype.
+    """
+    kernel = jax.jit(
+        layerwise_kernel_fn(
+            in_float64(apply_fn, *arguments),
+            trace_axes=trace_axes,
+            diagonal_axes=diagonal_axes,
+            memory=_BYTES_OF_PROOF // 2,
+        )
     )
-    compiled = jax.jit(in_float64(kernel, *arguments))
+
+    def wide(value: Any) -> np.ndarray:
+        return np.asarray(value, np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def run(*arguments: Any) -> np.ndarray:
         with jax.experimental.enable_x64():
-            return np.asarray(compiled(*arguments))
+            return np.asarray(kernel(*jax.tree.map(wide, arguments)))
 
     return run
 

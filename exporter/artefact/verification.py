@@ -13,7 +13,7 @@ import jax
 import jax.experimental
 import numpy as np
 
-from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
+from exporter.artefact.oracle import SHARE, Batch, Oracle, Proof, forward_in_float64, oracle_of
 from exporter.artefact.reloading import run_saved_model
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
@@ -125,7 +125,7 @@ def verify(
     if "forward" in signatures:
         expected["forward"] = forward_in_float64(model, x)
     note("the SavedModel, in a process of its own")
-    left = max(0.0, config.seconds - (time.monotonic() - start))
+    left = max(SHARE * config.seconds, config.seconds - (time.monotonic() - start))
     requests = {} if coupled else requests
     outputs, seconds, left_out = run_saved_model(saved_model, served, sides, params, signatures, requests, left)
     jumps: dict[str, np.ndarray] = {}

@@ -1,0 +1,121 @@
+"""The engine as the oracle of large models, and the proof that catches what is wrong with it."""
+
+import dataclasses
+import time
+
+import models
+import numpy as np
+import pytest
+
+from exporter.artefact.oracle import ROWS, oracle_of, prove
+from exporter.config import ExportConfig, NtkConfig
+from exporter.errors import ExportError
+from exporter.functionalize import functionalize
+from exporter.ntk.layerwise import contract, lowering, rules
+from exporter.ntk.reference import reference_ntk
+from exporter.plan.planning import make_plan
+from exporter.plan.sampling import sample_inputs
+
+TOO_MUCH = 1e20  # operations, for explicit Jacobians and for more than one example
+
+
+def silent(note):
+    pass
+
+
+def large(model, ntk, x, flops=5e10):
+    """The oracle of a model that is said to be large."""
+    return oracle_of(model, ntk, x, coupled=False, flops=flops, seconds=10.0, parameter_sets=1, note=silent)
+
+
+@pytest.mark.parametrize("model_id", ["conv2d", "attention", "lstm", "depthwise_conv", "batch_norm"])
+def test_engine_in_float64(model_id):
+    plan = make_plan(models.by_id(model_id).build(), NtkConfig(), ExportConfig())
+    x = sample_inputs(plan.model.inputs, 3)
+    oracle = large(plan.model, plan.ntk, x, flops=1.5e10)
+    assert oracle.examples == 3
+    assert oracle.proof.error < 1e-10
+    expected = reference_ntk(plan.model.apply_fn, plan.model.trainable, plan.model.frozen, x, **plan.axes)
+    np.testing.assert_allclose(oracle.kernel(plan.model.trainable, x), expected, rtol=1e-9, atol=1e-12)
+    first = tuple(a[:2] for a in x)
+    np.testing.assert_allclose(oracle.kernel(plan.model.trainable, x, first), expected[:, :2], rtol=1e-9, atol=1e-12)
+
+
+def test_fewer_examples_of_larger_models():
+    model = functionalize(models.by_id("mlp").build())
+    x = sample_inputs(model.inputs, 8)
+    assert [large(model, NtkConfig(), x, flops).examples for flops in (0, 1e9, 1e10, 5e10, TOO_MUCH)] == [8, 8, 5, 2, 1]
+
+
+def test_outputs_by_themselves_and_combinations():
+    """Of few outputs all by themselves, of many some, and combinations of all."""
+    few = functionalize(models.by_id("mlp").build())
+    proof = prove(few, sample_inputs(few.inputs, 2), silent)
+    assert (proof.examples, proof.outputs, proof.combinations) == (2, few.output.shape[1], 0)
+    many = functionalize(models.by_id("spatial_output").build())
+    assert np.prod(many.output.shape[1:]) > ROWS
+    proof = prove(many, sample_inputs(many.inputs, 2), silent)
+    assert (proof.outputs, proof.combinations) == (ROWS // 2, ROWS // 2)
+
+
+def wrong_bias(monkeypatch):
+    right = rules.BIAS
+    monkeypatch.setattr(
+        rules, "BIAS", dataclasses.replace(right, explicit=lambda *arguments: 1.001 * right.explicit(*arguments))
+    )
+
+
+def wrong_one_output(monkeypatch):
+    """Of many outputs the derivative of a single one, which is hardly among those that are looked at by themselves."""
+    right = rules.DENSE.factors
+
+    def factors(site, a, d):
+        a, d = right(site, a, d)
+        return a, d * np.where(np.arange(d.shape[-1]) == d.shape[-1] - 2, 1.01, 1.0).astype(d.dtype)
+
+    monkeypatch.setattr(rules, "DENSE", dataclasses.replace(rules.DENSE, factors=factors))
+
+
+def wrong_patches(monkeypatch):
+    def patches(eqn, data):
+        return lowering.convolution.patches_on_cpu(eqn, data).at[..., 0].multiply(0.9)
+
+    monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, patches=patches))
+
+
+def wrong_convolution(monkeypatch):
+    def bind(eqn, values):
+        outputs = _bind(eqn, values)
+        return [0.999 * y for y in outputs] if eqn.primitive.name == "conv_general_dilated" else outputs
+
+    _bind = lowering.CPU.bind
+    monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, bind=bind))
+
+
+def wrong_gram(monkeypatch):
+    right = contract.contract
+    monkeypatch.setattr(contract, "contract", lambda f1, f2: 1.0001 * right(f1, f2))
+
+
+@pytest.mark.parametrize(
+    ("mutate", "model_id"),
+    [
+        (wrong_bias, "prelu"),
+        (wrong_one_output, "many"),
+        (wrong_patches, "conv2d"),
+        (wrong_convolution, "conv2d"),
+        (wrong_gram, "mlp"),
+    ],
+)
+def test_wrong_engine_is_caught(mutate, model_id, monkeypatch):
+    """With a budget of 10 s, whatever is wrong."""
+    import export_models
+
+    model = functionalize(export_models.many_outputs() if model_id == "many" else models.by_id(model_id).build())
+    x = sample_inputs(model.inputs, 8)
+    assert large(model, NtkConfig(), x).proof.error < 1e-10
+    mutate(monkeypatch)
+    start = time.monotonic()
+    with pytest.raises(ExportError, match="expected the layerwise kernel in float64 within 1e-06 of explicit"):
+        large(model, NtkConfig(), x)
+    assert time.monotonic() - start < 120  # of a test machine that does other things too
