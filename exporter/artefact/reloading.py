@@ -28,6 +28,7 @@ def run_saved_model(
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
     requests: Mapping[str, Sequence[int]],
+    small: float,
     time_limit: float,
 ) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
     """What the SavedModel computes in a process of its own, the times there, and the requests that were left out.
@@ -39,7 +40,8 @@ def run_saved_model(
       params: values for `ntk_with_params`.
       signatures: names of those to call, and the methods of these names.
       requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
-      time_limit: seconds after which no further request is begun; signatures and methods are called in any case.
+      small: requests of so many examples are made in any case, as signatures and methods are called.
+      time_limit: seconds after which no larger one is begun.
 
     Returns:
       Results by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES"; seconds; names of what was left out.
@@ -71,7 +73,9 @@ def run_saved_model(
         inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
         # NumPy's files know no bfloat16; float32 holds it exactly, and the script casts to the signature's dtype.
         arrays = {k: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for k, a in arrays.items()}
-        arrays["script"] = np.frombuffer(json.dumps({"calls": calls, "time_limit": time_limit}).encode(), np.uint8)
+        arrays["script"] = np.frombuffer(
+            json.dumps({"calls": calls, "small": small, "time_limit": time_limit}).encode(), np.uint8
+        )
         np.savez(inputs, allow_pickle=False, **arrays)
         command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

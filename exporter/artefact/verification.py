@@ -22,6 +22,8 @@ from exporter.plan.sampling import sample_inputs
 from exporter.progress import Note
 from serving.shared import reference
 
+_SMALL_REQUEST = 2e10  # operations, about a second
+
 # Changes of parameters and inputs, in roundings of each number, that may put an activation on the other side of a kink.
 _ROUNDINGS = (1, 2, 4)
 
@@ -127,7 +129,8 @@ def verify(
     note("the SavedModel, in a process of its own")
     left = max(SHARE * config.seconds, config.seconds - (time.monotonic() - start))
     requests = {} if coupled else requests
-    outputs, seconds, left_out = run_saved_model(saved_model, served, sides, params, signatures, requests, left)
+    small = _SMALL_REQUEST / max(flops, 1.0)
+    outputs, seconds, left_out = run_saved_model(saved_model, served, sides, params, signatures, requests, small, left)
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}

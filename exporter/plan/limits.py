@@ -31,7 +31,8 @@ def check_pair(
       budget: bytes.
     """
     kernel = math.prod(size or 1 for size in kernel_shape) * np.dtype(kernel_dtype).itemsize
-    needs = {f"the kernel {_shape(kernel_shape)} {size_text(kernel)}": kernel}
+    of_pair = _shape([1 if size is None else size for size in kernel_shape])
+    needs = {f"the kernel {of_pair} {size_text(kernel)}": kernel}
     if parts is not None:
         work = parts.fewest_bytes_at_work
         needs[f"derivatives and features of the outputs that need each other {size_text(work)} for each example"] = work
@@ -40,7 +41,7 @@ def check_pair(
     axes = list(kept_axes)
     cure = (
         f"Average over axes of the output {_shape(output.shape)} that the kernel has pairs of, for all of them "
-        f"ntk.trace_axes: {[a for a in range(1, len(output.shape))]}, or keep only their diagonal, "
+        f"ntk.trace_axes: {list(range(1, len(output.shape)))}, or keep only their diagonal, "
         f"ntk.diagonal_axes: {axes}, or raise the budget."
         if axes
         else "Average over more axes of the output (ntk.trace_axes), or raise the budget."
