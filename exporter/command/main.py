@@ -118,7 +118,8 @@ def _bundle(base_dir: pathlib.Path) -> str:
 
     try:
         bundle = write_bundle(base_dir, default_options(base_dir))
-        return str(bundle.directory) + "".join(f", {name} kept as it was changed" for name in bundle.kept)
+        kept = (f", {name} kept as it was changed{f', but {why}' * bool(why)}" for name, why in bundle.kept.items())
+        return str(bundle.directory) + "".join(kept)
     except (BundleError, BatchingError, ManifestError, OSError) as error:
         return f"not written: {error}"
 

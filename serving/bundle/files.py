@@ -21,17 +21,19 @@ import yaml
 from google.protobuf import text_format
 
 from serving.bundle import batching
-from serving.shared.exports import MANIFEST, read_manifest, version_directories, version_number
-from serving.shared.model_server import GRPC_PORT, IMAGE, REST_PORT, Flag, model_server_flags
+from serving.shared import xla_cache
+from serving.shared.exports import BUNDLE, MANIFEST, read_manifest, version_directories, version_number
+from serving.shared.model_server import GRPC_PORT, HARMFUL, IMAGE, REST_PORT, Flag, model_server_flags, session_config
 from serving.shared.protos import Table, message_classes
 
 _RECORD = "bundle.json"  # what was written, for the next time
-DIRECTORY = "serving"  # in the model base directory; not a number, so that servers do not take it for a version
+_SESSION_CONFIG = "session.config"
 
 _GIB = 2**30
 _BASELINE = _GIB  # of a server without models, and of compiled programs
 _SECONDS_TO_LOAD = 600  # compiling what the warmup requests call included
 _MODELS = "/models"  # in the container
+_XLA_VOLUME = "xla-cache"
 
 
 # Of tensorflow_serving/config/model_server_config.proto, which would be imported with all of TensorFlow.
@@ -84,11 +86,11 @@ def default_options(base_dir: Path) -> BundleOptions:
     Raises:
       BundleError: what the bundle says of itself is damaged.
     """
-    record = _read_record(base_dir / DIRECTORY / _RECORD)
+    record = _read_record(base_dir / BUNDLE / _RECORD)
     if record is not None:
         return record.options
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", base_dir.absolute().name).strip("-._") or "ntk"
-    return BundleOptions(name, batched=(base_dir / DIRECTORY / batching.DIRECTORY).is_dir())
+    return BundleOptions(name, batched=(base_dir / BUNDLE / batching.DIRECTORY).is_dir())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +140,16 @@ def resources(manifest: Mapping[str, Any], cpus: int) -> Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: its directory, and the files that are as somebody changed them since they were written."""
+    """A bundle on disk.
+
+    Attributes:
+      directory: of its files.
+      kept: the files that are as somebody changed them since they were written; for each what is wrong with it, if
+        anything is.
+    """
 
     directory: Path
-    kept: tuple[str, ...] = ()
+    kept: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write_bundle(base_dir: Path, options: BundleOptions) -> Bundle:
@@ -157,7 +165,7 @@ def write_bundle(base_dir: Path, options: BundleOptions) -> Bundle:
     """
     versions = exported_versions(base_dir)
     manifest = read_manifest(versions[-1])
-    directory = base_dir / DIRECTORY
+    directory = base_dir / BUNDLE
     directory.mkdir(exist_ok=True)
     if options.batched:
         for version in versions:
@@ -167,18 +175,29 @@ def write_bundle(base_dir: Path, options: BundleOptions) -> Bundle:
                 shutil.rmtree(made)
     record = _read_record(directory / _RECORD)
     before = record.digests if record is not None else {}
-    digests, kept = {}, []
+    digests, kept = {}, {}
     for name, text in bundle_files(manifest, options).items():
         path = directory / name
         if name in before and path.exists() and _digest(path.read_bytes()) != before[name]:
             digests[name] = before[name]
-            kept.append(name)
+            kept[name] = _harm(path)
         else:
             digests[name] = _digest(text.encode())
             _replace(path, text, executable=name.endswith(".sh"))
     content = {"options": dataclasses.asdict(options), "digests": digests}
     _replace(directory / _RECORD, json.dumps(content, indent=2) + "\n", executable=False)
-    return Bundle(directory, tuple(kept))
+    return Bundle(directory, kept)
+
+
+def _harm(path: Path) -> str:
+    """What is wrong with a file that somebody changed; empty if nothing is."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return "; ".join(
+        f"a server with its flag --{flag} {what}: take the flag out of it"
+        for flag, what in HARMFUL.items()
+        if any(f"--{flag}" in line and f"--{flag}=false" not in line for line in lines)
+    )
 
 
 def _digest(content: bytes) -> str:
@@ -207,9 +226,10 @@ def bundle_files(manifest: Mapping[str, Any], options: BundleOptions) -> dict[st
       options: how it is to be served.
     """
     need = resources(manifest, options.cpus)
-    flags = _flags(options, need, f"{_MODELS}/{options.model_name}/{DIRECTORY}")
+    flags = _flags(options, need, f"{_MODELS}/{options.model_name}/{BUNDLE}")
     files = {
         "models.config": _models_config(options),
+        _SESSION_CONFIG: session_config(options.cpus),
         "serve.sh": _script(options, flags),
         "compose.yaml": _yaml([_compose(options, need, flags)], "docker compose -f compose.yaml up"),
         "kubernetes.yaml": _yaml(
@@ -228,6 +248,7 @@ def _flags(options: BundleOptions, need: Resources, directory: str) -> list[str]
         gpu=options.gpu,
         threads=options.cpus,
         grpc_max_threads=need.grpc_threads,
+        session_config_file=f"{directory}/{_SESSION_CONFIG}",
         batching_parameters_file=f"{directory}/batching_parameters.txt" if options.batched else None,
     )
     rest = Flag("rest_api_num_threads", str(need.rest_threads), "as many as the memory limit allows for")
@@ -239,7 +260,7 @@ def _models_config(options: BundleOptions) -> str:
     path = f"{_MODELS}/{options.model_name}"
     models = {options.model_name: path}
     if options.batched:
-        models[f"{options.model_name}_rowwise"] = f"{path}/{DIRECTORY}/{batching.DIRECTORY}"
+        models[f"{options.model_name}_rowwise"] = f"{path}/{BUNDLE}/{batching.DIRECTORY}"
     for name, base_path in models.items():
         config.model_config_list.config.add(name=name, base_path=base_path, model_platform="tensorflow")
     return str(text_format.MessageToString(config))
@@ -248,19 +269,35 @@ def _models_config(options: BundleOptions) -> str:
 def _script(options: BundleOptions, flags: list[str]) -> str:
     """Runs a server on this machine, where the base directory lies elsewhere than in a container."""
     path = f"{_MODELS}/{options.model_name}"
-    arguments = " \\\n  ".join(
-        f'"{flag.replace(f"{path}/{DIRECTORY}", "$files")}"' if path in flag else shlex.quote(flag) for flag in flags
-    )
+    places = {f"{path}/{BUNDLE}/models.config": "$config", f"{path}/{BUNDLE}": "$here"}
+
+    def argument(flag: str) -> str:
+        place = next((place for place in places if place in flag), None)
+        return f'"{flag.replace(place, places[place])}"' if place else shlex.quote(flag)
+
+    arguments = " \\\n  ".join(map(argument, flags))
     return f"""#!/bin/sh
 # Serves the exports beside this directory: ./serve.sh [more flags of tensorflow_model_server]
-# Instead of the one on the PATH it runs $TF_MODEL_SERVER, if that is set.
+# Instead of the one on the PATH it runs $TF_MODEL_SERVER, if that is set. What it compiles is kept for the next start,
+# for each program and kind of processor by itself; a cache that $TF_XLA_FLAGS names is taken instead.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+server=$(command -v "${{TF_MODEL_SERVER:-tensorflow_model_server}}") || {{
+  echo "expected tensorflow_model_server on the PATH or named by TF_MODEL_SERVER, found neither" >&2
+  exit 127
+}}
+processor=$(grep -iEm1 '^(flags|features)' /proc/cpuinfo | sha256sum | cut -c1-8)
+cache=$here/{xla_cache.DIRECTORY}/$(stat -Lc %s-%Y "$server")-$processor
+case ${{{xla_cache.VARIABLE}:--}} in -*)
+  if mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ]; then
+    quoted=$(printf %s "$cache" | sed 's/["\\\\]/\\\\&/g')
+    export {xla_cache.VARIABLE}="{xla_cache.FLAGS}=\\"$quoted\\" ${{{xla_cache.VARIABLE}:-}}"
+  fi
+esac
 base=$(dirname "$here" | sed 's/[&|\\\\]/\\\\&/g')
-files=$(mktemp -d)
-cp "$here"/*.txt "$files" 2>/dev/null || true
-sed "s|{path}|$base|" "$here/models.config" > "$files/models.config"
-exec "${{TF_MODEL_SERVER:-tensorflow_model_server}}" \\
+config=$(mktemp)
+sed "s|{path}|$base|" "$here/models.config" > "$config"
+exec "$server" \\
   {arguments} \\
   "$@"
 """
@@ -272,7 +309,11 @@ def _compose(options: BundleOptions, need: Resources, flags: list[str]) -> dict[
         "entrypoint": ["tensorflow_model_server"],
         "command": flags,
         "ports": [f"127.0.0.1:{GRPC_PORT}:{GRPC_PORT}", f"127.0.0.1:{REST_PORT}:{REST_PORT}"],
-        "volumes": [{"type": "bind", "source": "..", "target": f"{_MODELS}/{options.model_name}", "read_only": True}],
+        "environment": {xla_cache.VARIABLE: _xla_flags(options)},
+        "volumes": [
+            {"type": "bind", "source": "..", "target": f"{_MODELS}/{options.model_name}", "read_only": True},
+            {"type": "volume", "source": _XLA_VOLUME, "target": xla_cache.IN_CONTAINER},
+        ],
         "cpus": options.cpus,
         "mem_reservation": f"{_mebibytes(need.memory_request)}m",
         "mem_limit": f"{_mebibytes(need.memory_limit)}m",
@@ -288,7 +329,7 @@ def _compose(options: BundleOptions, need: Resources, flags: list[str]) -> dict[
     if options.gpu:
         device = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
-    return {"services": {_dns_name(options): service}}
+    return {"services": {_dns_name(options): service}, "volumes": {_XLA_VOLUME: {}}}
 
 
 def _kubernetes(options: BundleOptions, need: Resources, flags: list[str]) -> list[dict[str, Any]]:
@@ -301,6 +342,7 @@ def _kubernetes(options: BundleOptions, need: Resources, flags: list[str]) -> li
         "image": _image(options),
         "command": ["tensorflow_model_server"],
         "args": flags,
+        "env": [{"name": xla_cache.VARIABLE, "value": _xla_flags(options)}],
         "ports": [{"name": "grpc", "containerPort": GRPC_PORT}, {"name": "rest", "containerPort": REST_PORT}],
         "resources": {
             "requests": {"cpu": str(options.cpus), "memory": f"{_mebibytes(need.memory_request)}Mi"},
@@ -309,7 +351,10 @@ def _kubernetes(options: BundleOptions, need: Resources, flags: list[str]) -> li
         "startupProbe": {**probe, "periodSeconds": 5, "failureThreshold": _SECONDS_TO_LOAD // 5},
         "readinessProbe": {**probe, "periodSeconds": 5},
         "livenessProbe": {"tcpSocket": {"port": "grpc"}, "periodSeconds": 10, "failureThreshold": 6},
-        "volumeMounts": [{"name": "models", "mountPath": f"{_MODELS}/{options.model_name}", "readOnly": True}],
+        "volumeMounts": [
+            {"name": "models", "mountPath": f"{_MODELS}/{options.model_name}", "readOnly": True},
+            {"name": _XLA_VOLUME, "mountPath": xla_cache.IN_CONTAINER},
+        ],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     if options.gpu:
@@ -326,7 +371,11 @@ def _kubernetes(options: BundleOptions, need: Resources, flags: list[str]) -> li
                 "metadata": {"labels": labels},
                 "spec": {
                     "containers": [container],
-                    "volumes": [{"name": "models", "persistentVolumeClaim": claim}],
+                    # The cache is the pod's: it outlives a restart of the container, and never meets another processor.
+                    "volumes": [
+                        {"name": "models", "persistentVolumeClaim": claim},
+                        {"name": _XLA_VOLUME, "emptyDir": {}},
+                    ],
                     "terminationGracePeriodSeconds": 60,
                 },
             },
@@ -353,6 +402,10 @@ def _health_command(model_name: str) -> str:
 
 def _image(options: BundleOptions) -> str:
     return f"{IMAGE}-gpu" if options.gpu else IMAGE
+
+
+def _xla_flags(options: BundleOptions) -> str:
+    return xla_cache.xla_flags(xla_cache.in_container(_image(options)))
 
 
 def _dns_name(options: BundleOptions) -> str:

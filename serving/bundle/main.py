@@ -56,8 +56,11 @@ def main(argv: Sequence[str]) -> int:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without GPU is no error
             import_tensorflow_quietly()
         bundle = write_bundle(base_dir, options)
-        for name in bundle.kept:
-            print(f"kept {bundle.directory / name}, which was changed; remove it to have it written", file=sys.stderr)
+        for name, harm in bundle.kept.items():
+            but = f". But {harm}" if harm else ""
+            print(
+                f"kept {bundle.directory / name}, which was changed; remove it to have it written{but}", file=sys.stderr
+            )
         print(bundle.directory)
     except (BundleError, BatchingError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

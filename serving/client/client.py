@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +17,14 @@ from serving.client.calls import Call, Request
 from serving.client.connection import Connection
 from serving.client.errors import BATCHING_CURE, ServingError, largest_batch
 from serving.client.grpc_transport import GrpcTransport
-from serving.client.model import MANIFEST_SIGNATURE, ModelRef, ServedModel, SignatureSpec, VersionStatus
+from serving.client.model import (
+    MANIFEST_SIGNATURE,
+    ModelRef,
+    Prediction,
+    ServedModel,
+    SignatureSpec,
+    VersionStatus,
+)
 from serving.client.parallel import run_all
 from serving.client.progress import Progress
 from serving.client.rest_transport import RestTransport
@@ -83,6 +91,11 @@ class Client:
         self._limits = calls.Limits(message_limit, transport.encoded_size)
         self._connection = Connection(transport, ModelRef(model, version, label), deadline)
 
+    @property
+    def address(self) -> str:
+        """The server's, as it was given."""
+        return self._connection.transport.address
+
     def __enter__(self) -> Client:
         """Itself."""
         return self
@@ -141,12 +154,17 @@ class Client:
         Raises:
           ServingError: there is no result.
         """
+        return dict(self.ask(signature, inputs).outputs)
 
-        def answer(served: ServedModel) -> dict[str, np.ndarray]:
+    def ask(self, signature: str, inputs: Mapping[str, Any]) -> Prediction:
+        """The same with what the answer tells of the server."""
+
+        def answer(served: ServedModel) -> Prediction:
             spec = self._connection.signature(served, signature)
-            outputs = self._connection.send(self._connection.ref, signature, named_inputs(inputs, spec)).outputs
-            named = {name or next(iter(spec.outputs)): value for name, value in outputs.items()}
-            return {name: tensors.as_dtype(value, spec.outputs[name].dtype) for name, value in named.items()}
+            prediction = self._connection.send(self._connection.ref, signature, named_inputs(inputs, spec))
+            named = {name or next(iter(spec.outputs)): value for name, value in prediction.outputs.items()}
+            outputs = {name: tensors.as_dtype(value, spec.outputs[name].dtype) for name, value in named.items()}
+            return dataclasses.replace(prediction, outputs=outputs)
 
         return self._of_one_version(answer)
 
@@ -166,16 +184,17 @@ class Client:
         """
         return self._connection.status()
 
-    def wait_until_ready(self, timeout: float = 300.0) -> ServedModel:
+    def wait_until_ready(self, timeout: float = 300.0, *, manifest: bool = True) -> ServedModel:
         """Waits until the model is available, and returns its metadata.
 
         Args:
           timeout: seconds to wait at most; loading includes compiling what the warmup requests call.
+          manifest: whether to ask the model for its manifest too.
 
         Raises:
           ServingError: it is not by then, or no version could be loaded.
         """
-        return self._connection.wait_until_ready(timeout)
+        return self._connection.wait_until_ready(timeout, manifest)
 
     # -------------------------------------------------------------------------------------- calls as requests
 

@@ -116,8 +116,11 @@ class Connection:
         """The states of the model's versions."""
         return self._retried(lambda timeout: self.transport.status(ModelRef(self.ref.name), timeout))
 
-    def wait_until_ready(self, timeout: float) -> ServedModel:
-        """Waits until the model is available, and returns its metadata; raises if it is not after so many seconds."""
+    def wait_until_ready(self, timeout: float, manifest: bool = True) -> ServedModel:
+        """Waits until the model is available, and returns its metadata; raises if it is not after so many seconds.
+
+        The model itself is asked only for its `manifest`.
+        """
         end = time.monotonic() + timeout
         while True:
             left = max(end - time.monotonic(), 1e-3)
@@ -126,7 +129,8 @@ class Connection:
                 self._reached = True
                 if any(s.state == "AVAILABLE" for s in states):
                     served = self.served(refresh=True, within=left)
-                    return self.with_manifest(served, within=max(end - time.monotonic(), 1e-3))
+                    left = max(end - time.monotonic(), 1e-3)
+                    return self.with_manifest(served, within=left) if manifest else served
                 seen = f"the versions are {', '.join(map(str, states)) or 'none'}"
                 if states and all(s.state == "END" and s.error for s in states):
                     raise ServingError(f"No version of {self.ref} could be loaded: {seen}.", "FAILED_PRECONDITION")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from serving.shared.model_server import HARMFUL, TENSOR_CONTENT
+
 
 class ServingError(Exception):
     """A request that has no result.
@@ -26,6 +28,11 @@ BATCHING_CURE = (
     "Start it without that flag, or with --enable_per_model_batching_parameters too (ntk-bundle --batching)"
 )
 
+TENSOR_CONTENT_CURE = (
+    f"A server with --{TENSOR_CONTENT} {HARMFUL[TENSOR_CONTENT]}. "
+    "Start it without that flag: ntk-serve and the files of ntk-bundle do not have it"
+)
+
 _TOO_LARGE = r"([Mm]essage|body) larger than"
 _OUT_OF_MEMORY = r"\bOOM\b|out of memory|allocating"
 
@@ -37,6 +44,7 @@ _CURES: tuple[tuple[set[str], str, str], ...] = (
         "Start the server with --xla_cpu_compilation_enabled=true (on a GPU --xla_gpu_compilation_enabled=true); "
         "ntk-serve and the flags that ntk-bundle writes have it",
     ),
+    (set(), TENSOR_CONTENT, TENSOR_CONTENT_CURE),
     ({"INVALID_ARGUMENT", "FAILED_PRECONDITION"}, r"Batching Run\(\)|Batched output tensor", BATCHING_CURE),
     (
         {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "OUT_OF_RANGE"},

@@ -63,7 +63,8 @@ class GrpcTransport:
             outputs = {name: tensors.read(proto) for name, proto in response.outputs.items()}
         except ValueError as error:
             raise explain("INTERNAL", str(error), address=self.address, about=str(model)) from error
-        return Prediction(outputs, response.model_spec.version.value or None)
+        as_content = any(proto.tensor_content for proto in response.outputs.values())
+        return Prediction(outputs, response.model_spec.version.value or None, as_content)
 
     def metadata(self, model: ModelRef, timeout: float | None) -> ServedModel:
         """The version that answers for `model`, and its signatures."""

@@ -127,7 +127,15 @@ class VersionStatus:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a signature answered, and which version did if the protocol tells (gRPC does, REST does not)."""
+    """What a signature answered.
+
+    Attributes:
+      outputs: by name.
+      version: that answered; None if the protocol does not tell (REST).
+      as_content: whether numbers came as the bytes that they are in memory, which only servers with
+        --enable_serialization_as_tensor_content write; None if the protocol does not tell (REST).
+    """
 
     outputs: Mapping[str, Any]
     version: int | None
+    as_content: bool | None = None

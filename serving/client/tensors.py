@@ -10,6 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from serving.shared.model_server import TENSOR_CONTENT
+
 # TensorFlow's DataType: its number, the NumPy dtype, and the field of a TensorProto that lists values of it.
 _DTYPES: dict[str, tuple[int, Any, str]] = {
     "DT_FLOAT": (1, np.float32, "float_val"),
@@ -66,11 +68,13 @@ def read(proto: Any) -> np.ndarray:
     Texts are objects of type bytes.
 
     Raises:
-      ValueError: the values do not fill the shape, or are of a dtype that NumPy lacks.
+      ValueError: the values do not fill the shape, or are of a dtype that NumPy lacks, or texts not as texts.
     """
     name = dtype_name(proto.dtype)
     dtype = numpy_dtype(name)
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if proto.tensor_content and dtype == np.object_:
+        raise ValueError(f"expected texts in string_val, received what --{TENSOR_CONTENT} makes of them")
     if proto.tensor_content:
         flat = _other_order(np.frombuffer(proto.tensor_content, dtype))
     else:

@@ -9,7 +9,8 @@ import numpy as np
 from serving.client import Client, ServingError
 from serving.client.errors import BATCHING_CURE
 from serving.client.model import ServedModel, VersionStatus
-from serving.doctor.report import Check, bad, good, note
+from serving.doctor.answers import check_answers
+from serving.doctor.report import Check, Outcome, bad, good, note
 from serving.doctor.results import check_results
 
 _PAIRS = {"ntk", "ntk_symmetric", "ntk_with_params"}
@@ -18,11 +19,18 @@ _PAIRS = {"ntk", "ntk_symmetric", "ntk_with_params"}
 def check_server(client: Client, timeout: float) -> list[Check]:
     """Checks the model that a client is made for, waiting so many seconds for it to be available."""
     try:
-        served = client.wait_until_ready(timeout)
+        served = client.wait_until_ready(timeout, manifest=False)
         versions = client.status()
     except ServingError as error:
         return [bad("server", str(error))]
-    checks = [_check_versions(served, versions), _check_batching(served)]
+    checks = [_check_versions(served, versions), check_answers(client, served)]
+    if checks[-1].outcome is Outcome.BAD:  # the next request could end the server
+        return checks
+    try:
+        served = client.metadata()
+    except ServingError as error:
+        return [*checks, bad("manifest", str(error))]
+    checks.append(_check_batching(served))
     checks.append(good("signatures", f"of version {served.version}: {', '.join(served.signatures)}"))
     if served.manifest is None:
         checks.append(

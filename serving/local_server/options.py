@@ -58,8 +58,6 @@ class ServerOptions:
       body_seconds: longest time that a client may take to send the body of a REST request.
       rest_timeout_seconds: longest time until the answer to a REST request, which cannot carry a deadline.
       shutdown_seconds: longest time that requests get to finish when the server stops.
-      tensor_content: answer as `tensor_content`, which is faster for large kernels (TF Serving's
-        --enable_serialization_as_tensor_content), instead of as repeated values.
       log_requests: whether each request is logged (not what it contains).
       warmup: whether a version's warmup requests are replayed before it is served.
     """
@@ -74,7 +72,6 @@ class ServerOptions:
     body_seconds: float = 30.0
     rest_timeout_seconds: float = 30.0
     shutdown_seconds: float = 30.0
-    tensor_content: bool = False
     log_requests: bool = False
     warmup: bool = True
 

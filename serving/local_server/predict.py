@@ -16,10 +16,8 @@ from serving.local_server.servable import DEFAULT_SIGNATURE, Servable
 _SIGNATURE_DEF = "signature_def"
 
 
-def predict(
-    servable: Servable, request: predict_pb2.PredictRequest, *, max_bytes: int, as_content: bool
-) -> predict_pb2.PredictResponse:
-    """Answers a request; `max_bytes` bounds each input, `as_content` is how outputs are written.
+def predict(servable: Servable, request: predict_pb2.PredictRequest, *, max_bytes: int) -> predict_pb2.PredictResponse:
+    """Answers a request; `max_bytes` bounds each input.
 
     Raises:
       ServingError: what is wrong with the request, or what TensorFlow says to it.
@@ -33,7 +31,7 @@ def predict(
     response.model_spec.signature_name = name
     response.model_spec.version.value = servable.version
     for alias, array in servable.run(name, arrays, outputs).items():
-        tensors.fill_proto(array, response.outputs[alias], as_content=as_content)
+        tensors.fill_proto(array, response.outputs[alias])
     return response
 
 

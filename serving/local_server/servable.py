@@ -15,11 +15,13 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.framework import ops
 from tensorflow.python.saved_model import loader_impl
 
 from serving.local_server.errors import ServingError, from_tensorflow, invalid_argument
+from serving.shared.model_server import session_config
 
 DEFAULT_SIGNATURE = "serving_default"
 _CALLABLES = 64  # kept, of those for each signature and choice of outputs
@@ -37,7 +39,7 @@ class Servable:
         """
         self.path = path
         self.version = version
-        config = config_pb2.ConfigProto(allow_soft_placement=True)
+        config = text_format.Parse(session_config(), config_pb2.ConfigProto(allow_soft_placement=True))
         config.gpu_options.allow_growth = True  # two versions are loaded during a swap
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:

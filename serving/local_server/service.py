@@ -43,12 +43,7 @@ class Service:
           ServingError: with what the client receives.
         """
         with self._place(deadline, wanted), self._models.lookup(predict.check_model_spec(request)) as servable:
-            return predict.predict(
-                servable,
-                request,
-                max_bytes=self.options.max_message_bytes,
-                as_content=self.options.tensor_content,
-            )
+            return predict.predict(servable, request, max_bytes=self.options.max_message_bytes)
 
     def predict_json(
         self, spec: model_pb2.ModelSpec, body: bytes, deadline: float, wanted: Callable[[], bool]

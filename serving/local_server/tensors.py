@@ -83,22 +83,18 @@ def _reshaped(values: np.ndarray, shape: tuple[int, ...], malformed: ServingErro
         raise malformed from None
 
 
-def fill_proto(array: np.ndarray, proto: tensor_pb2.TensorProto, *, as_content: bool) -> None:
-    """Writes an array into an empty TensorProto.
+def fill_proto(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
+    """Writes an array into an empty TensorProto, its values into the dtype's own field as TF Serving does.
 
     Args:
       array: the values; strings as objects.
       proto: the message, empty.
-      as_content: whether as `tensor_content` (TF Serving's --enable_serialization_as_tensor_content), else in the
-        dtype's own field.
     """
     proto.dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     if proto.dtype == types_pb2.DT_STRING:
         proto.string_val.extend(array.ravel().tolist())
-    elif as_content:
-        proto.tensor_content = array.tobytes()
     elif proto.dtype in _RAW:
         # A packed field is a tag, a length and the values as they are in memory: no loop over them in Python.
         values = array.tobytes()

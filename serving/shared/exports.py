@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+BUNDLE = (
+    "serving"  # what ntk-bundle writes into a base directory; no number, so that servers do not take it for a version
+)
 MANIFEST = Path("assets.extra/ntk_manifest.json")  # in a version's directory
 
 _MOST = (1 << 63) - 1  # as in TF Serving

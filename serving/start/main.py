@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import pathlib
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 import urllib.error
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from serving.shared import model_server
+from serving.shared import model_server, xla_cache
 from serving.shared.addresses import from_here, host_port
 from serving.shared.command_line import CommandLine
+from serving.shared.exports import BUNDLE
 from serving.shared.quiet import import_tensorflow_quietly
 from serving.start import example_request, server_choice
 
@@ -56,6 +60,12 @@ _SERVER = flags.DEFINE_enum(
 )
 _IMAGE = _string("image", model_server.IMAGE, "Of the container.")
 _GPU = flags.DEFINE_bool("gpu", False, "Serve on GPUs (tensorflow_model_server and container).", flag_values=_FLAGS)
+_XLA_CACHE = _string(
+    "xla_cache",
+    None,
+    f"Directory in which what XLA compiled is kept for the next start, empty for none; by default "
+    f"{BUNDLE}/{xla_cache.DIRECTORY} in the base directory, if that has a bundle. A container has a volume of its own.",
+)
 _REST_TIMEOUT = flags.DEFINE_float(
     "rest_timeout_seconds", 600.0, "Longest time until the answer to a REST request.", 0.001, flag_values=_FLAGS
 )
@@ -85,7 +95,7 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
     """Serves as the parsed flags say, and returns the exit code; `argv` holds flags for tensorflow_model_server."""
     try:
-        _check_flags()
+        _check_flags(argv[1:])
         choice = server_choice.choose(_SERVER.value or "auto", _IMAGE.value or "")
         if choice.kind == "embedded" and argv[1:]:
             raise app.UsageError(f"expected no flags of tensorflow_model_server for the embedded server: {argv[1:]}")
@@ -112,9 +122,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     return [own[0], *extra]
 
 
-def _check_flags() -> None:
-    """Raises UsageError with all problems."""
-    problems = []
+def _check_flags(extra: Sequence[str]) -> None:
+    """Raises UsageError with all problems of the command's own flags and of those for tensorflow_model_server."""
+    problems = [
+        f"expected a server without --{flag}: with it TF Serving {what}"
+        for flag, what in model_server.HARMFUL.items()
+        if any(re.fullmatch(f"--?{flag}(=true|=1)?", given) for given in extra)
+    ]
     base_path, config_file = _BASE_PATH.value, _CONFIG_FILE.value
     if bool(base_path) == bool(config_file):
         received = "both" if base_path else "neither"
@@ -139,10 +153,29 @@ def _models() -> list[ModelOptions]:
     return [ModelOptions(pathlib.Path(_BASE_PATH.value or "").absolute(), _NAME.value or "")]
 
 
+def _xla_cache(program: pathlib.Path) -> pathlib.Path | None:
+    """The directory for what a program compiles; None if nothing is to be kept, or none can be written to.
+
+    Raises:
+      UsageError: the one that was asked for cannot be.
+    """
+    bundle = pathlib.Path(_BASE_PATH.value or "").absolute() / BUNDLE
+    if _XLA_CACHE.value is None:
+        known = bool(_BASE_PATH.value) and bundle.is_dir()
+        return xla_cache.writable_directory(bundle / xla_cache.DIRECTORY, program) if known else None
+    if not _XLA_CACHE.value:
+        return None
+    cache = xla_cache.writable_directory(pathlib.Path(_XLA_CACHE.value).expanduser().absolute(), program)
+    if cache is None:
+        raise app.UsageError(f"--xla_cache: expected a directory that can be written to, received {_XLA_CACHE.value}")
+    return cache
+
+
 # ------------------------------------------------------------------------------------------------------------ embedded
 
 
 def _serve_embedded(choice: server_choice.Choice) -> int:
+    _keep_what_tensorflow_compiles()
     _announce(choice)
     import_tensorflow_quietly()
     from serving.local_server import LocalServer, ServerOptions
@@ -157,7 +190,6 @@ def _serve_embedded(choice: server_choice.Choice) -> int:
         rest_timeout_seconds=_REST_TIMEOUT.value or 0.0,
         shutdown_seconds=_SHUTDOWN.value or 0.0,
         log_requests=bool(_LOG_REQUESTS.value),
-        tensor_content=True,
     )
     models = _models()
     server = LocalServer(models, options)
@@ -176,6 +208,16 @@ def _serve_embedded(choice: server_choice.Choice) -> int:
     logging.flush()
     # Threads that still load or compute have had their time, and would hold up an ordinary exit.
     os._exit(0)
+
+
+def _keep_what_tensorflow_compiles() -> None:
+    """Names the cache to TensorFlow, which must not be imported yet."""
+    spec = importlib.util.find_spec("tensorflow")
+    cache = _xla_cache(pathlib.Path(spec.origin)) if spec and spec.origin else None
+    if cache is not None:
+        os.environ[xla_cache.VARIABLE] = xla_cache.xla_flags(str(cache), os.environ.get(xla_cache.VARIABLE, ""))
+        # Reading from the cache logs errors about processor features that XLA:CPU itself has made up (2.21).
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 class _Background:
@@ -208,39 +250,70 @@ class _Background:
 
 def _serve_by_process(choice: server_choice.Choice, extra: Sequence[str]) -> int:
     ports = [port or _free_port() for port in (_PORT.value, _REST_PORT.value)]
+    names = [_NAME.value or ""] if _BASE_PATH.value else [model.name for model in _models()]
+    host = _HOST.value or ""
+    environment = dict(os.environ)
+    if choice.kind == "tensorflow_model_server":
+        cache = _xla_cache(pathlib.Path(choice.program))
+        if cache is not None:
+            environment[xla_cache.VARIABLE] = xla_cache.xla_flags(str(cache), environment.get(xla_cache.VARIABLE, ""))
+        if host == from_here(host):
+            host = "0.0.0.0"
+            print("note: tensorflow_model_server listens on all addresses of this machine", file=sys.stderr)
+    _announce(choice)
+    with _ended_by_signal() as ended, tempfile.TemporaryDirectory() as folder:
+        command = _command(choice, ports, pathlib.Path(folder), extra)
+        logging.info("%s", " ".join(command))
+        return _run_until(ended, choice, command, environment, host, ports, names)
+
+
+def _command(
+    choice: server_choice.Choice, ports: Sequence[int], folder: pathlib.Path, extra: Sequence[str]
+) -> list[str]:
+    """What starts the server; its session config is written into `folder`."""
     base_path, config_file = (
         os.path.abspath(path) if path else None for path in (_BASE_PATH.value, _CONFIG_FILE.value)
     )
-    arguments = [
-        *map(
-            str,
-            model_server.model_server_flags(
-                model_base_path=base_path,
-                model_config_file=config_file,
-                model_name=_NAME.value or "",
-                port=ports[0],
-                rest_api_port=ports[1],
-                gpu=bool(_GPU.value),
-                grpc_max_threads=_GRPC_THREADS.value or 1,
-                rest_timeout_seconds=_REST_TIMEOUT.value or 1.0,
-            ),
-        ),
-        *extra,
-    ]
-    names = [_NAME.value or ""] if base_path else [model.name for model in _models()]
-    command = [choice.program, *arguments]
-    host = _HOST.value or ""
-    if choice.kind == "container":
-        paths = [base_path] if base_path else [config_file or "", *(str(model.base_path) for model in _models())]
-        command = server_choice.container_command(
-            choice.program, _IMAGE.value or "", host, ports, paths, arguments, gpu=bool(_GPU.value)
-        )
-    elif host == from_here(host):
-        host = "0.0.0.0"
-        print("note: tensorflow_model_server listens on all addresses of this machine", file=sys.stderr)
-    _announce(choice)
-    logging.info("%s", " ".join(command))
-    with _ended_by_signal() as ended, subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+    session_config = folder / "session.config"
+    session_config.write_text(model_server.session_config(), encoding="utf-8")
+    flags = model_server.model_server_flags(
+        model_base_path=base_path,
+        model_config_file=config_file,
+        model_name=_NAME.value or "",
+        port=ports[0],
+        rest_api_port=ports[1],
+        gpu=bool(_GPU.value),
+        grpc_max_threads=_GRPC_THREADS.value or 1,
+        rest_timeout_seconds=_REST_TIMEOUT.value or 1.0,
+        session_config_file=session_config,
+    )
+    arguments = [*map(str, flags), *extra]
+    if choice.kind == "tensorflow_model_server":
+        return [choice.program, *arguments]
+    paths = [base_path] if base_path else [config_file or "", *(str(model.base_path) for model in _models())]
+    return server_choice.container_command(
+        choice.program,
+        _IMAGE.value or "",
+        _HOST.value or "",
+        ports,
+        [*paths, str(session_config)],
+        arguments,
+        gpu=bool(_GPU.value),
+        keep_compiled=_XLA_CACHE.value != "",
+    )
+
+
+def _run_until(
+    ended: Callable[[float | None], bool],
+    choice: server_choice.Choice,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    host: str,
+    ports: Sequence[int],
+    names: Sequence[str],
+) -> int:
+    """Runs a server until `ended`, or until it ends by itself; says when it is ready, and returns the exit code."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment) as process:
         ready = False
         while process.poll() is None and not ended(_POLL_SECONDS):
             if not ready and all(_is_available(host_port(from_here(host), ports[1]), name) for name in names):

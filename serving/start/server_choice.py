@@ -9,9 +9,12 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from serving.shared import xla_cache
+
 BINARY = "tensorflow_model_server"
 RUNTIMES = ("docker", "podman")
 _RUNTIME_SECONDS = 10
+_XLA_VOLUME = "ntk_xla_cache"
 
 Kind = Literal["tensorflow_model_server", "container", "embedded"]
 
@@ -70,7 +73,15 @@ def choose(
 
 
 def container_command(
-    runtime: str, image: str, host: str, ports: Sequence[int], paths: Sequence[str], flags: Sequence[str], *, gpu: bool
+    runtime: str,
+    image: str,
+    host: str,
+    ports: Sequence[int],
+    paths: Sequence[str],
+    flags: Sequence[str],
+    *,
+    gpu: bool,
+    keep_compiled: bool = True,
 ) -> list[str]:
     """The command that runs tensorflow_model_server in a container.
 
@@ -82,7 +93,10 @@ def container_command(
       paths: that the flags name, absolute; the container sees them at the same place, read-only.
       flags: of tensorflow_model_server.
       gpu: whether the container gets the GPUs.
+      keep_compiled: whether a volume keeps what XLA compiles; it is for all containers that this command makes.
     """
+    variable = f"--env={xla_cache.VARIABLE}={xla_cache.xla_flags(xla_cache.in_container(image))}"
+    cache = [f"--volume={_XLA_VOLUME}:{xla_cache.IN_CONTAINER}", variable] if keep_compiled else []
     return [
         runtime,
         "run",
@@ -91,6 +105,7 @@ def container_command(
         *(["--gpus=all"] if gpu else []),
         *(f"--publish={host}:{port}:{port}" for port in ports),
         *(f"--volume={path}:{path}:ro" for path in paths),
+        *cache,
         f"--entrypoint={BINARY}",
         image,
         *flags,

@@ -1,5 +1,6 @@
 import pytest
 
+from serving.shared.xla_cache import xla_flags
 from serving.start.server_choice import choose, container_command
 
 IMAGE = "tensorflow/serving:x"
@@ -60,6 +61,10 @@ def test_the_command_of_a_container():
     command = container_command("docker", IMAGE, "127.0.0.1", [1, 2], ["/models"], ["--port=1"], gpu=False)
     assert command == [
         *("docker", "run", "--rm", "--init", "--publish=127.0.0.1:1:1", "--publish=127.0.0.1:2:2"),
-        *("--volume=/models:/models:ro", "--entrypoint=tensorflow_model_server", IMAGE, "--port=1"),
+        *("--volume=/models:/models:ro", "--volume=ntk_xla_cache:/xla_cache"),
+        f"--env=TF_XLA_FLAGS={xla_flags('/xla_cache/tensorflow-serving-x')}",
+        *("--entrypoint=tensorflow_model_server", IMAGE, "--port=1"),
     ]
-    assert "--gpus=all" in container_command("docker", IMAGE, "127.0.0.1", [], [], [], gpu=True)
+    other = container_command("docker", IMAGE, "127.0.0.1", [], [], [], gpu=True, keep_compiled=False)
+    assert "--gpus=all" in other
+    assert not any("xla" in argument for argument in other)
