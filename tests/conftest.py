@@ -34,7 +34,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(exported, tmp_path_factory):
-    """An embedded server of the exports "two_inputs", "coupled" and "all_axes", and of two versions of "linear"."""
+    """An embedded server of some exports, of two versions of "linear", and of "words"."""
     import serving_models
 
     from serving.local_server import LocalServer, ModelOptions
@@ -43,6 +43,7 @@ def served(exported, tmp_path_factory):
     for version in (1, 2):
         serving_models.save_version(base, version, version)
     models = [ModelOptions(exported(name).path.parent, name) for name in ("two_inputs", "coupled", "all_axes")]
+    models.append(ModelOptions(serving_models.save_words(base.with_name("words"), 1).parent, "words"))
     labels = {"stable": 1, "canary": 2}
     with LocalServer([*models, ModelOptions(base, "linear", num_versions=2, labels=labels)]) as server:
         yield server

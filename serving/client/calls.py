@@ -55,26 +55,30 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What fits one message: its bytes, and the bytes that a number of some dtype takes in it."""
+    """What fits one message: its bytes, and those that a number of some dtype or a text of some length takes in it."""
 
     message: int
-    encoded_size: Callable[[np.dtype], int]
+    encoded_size: Callable[[np.dtype, int], int]
 
     def of(self, output: TensorSpec, sides: int, *inputs: Inputs) -> dict[str, int]:
         """The sizes that `serving.client.tiles` asks for; the larger example if there are two sides."""
-        kept = math.prod(d or 1 for d in (output.shape or ())[sides:])
+        kept, dtype = math.prod(d or 1 for d in (output.shape or ())[sides:]), tensors.numpy_dtype(output.dtype)
         return {
             "example": max(sum(self._example(a) for a in side.values()) for side in inputs) or 1,
-            "entry": kept * self.encoded_size(tensors.numpy_dtype(output.dtype)) or 1,
+            "entry": kept * self.encoded_size(dtype, 0) or 1,
             "limit": self.message,
         }
 
     def bytes(self, array: np.ndarray) -> int:
         """What all of it takes."""
-        return array.size * self.encoded_size(array.dtype)
+        return array.size * self.encoded_size(array.dtype, 0)
 
     def _example(self, array: np.ndarray) -> int:
-        return math.prod(array.shape[1:]) * self.encoded_size(array.dtype)
+        """What the largest example takes."""
+        if array.dtype.kind != "O":
+            return math.prod(array.shape[1:]) * self.encoded_size(array.dtype, 0)
+        sizes = (sum(self.encoded_size(array.dtype, tensors.text_size(t)) for t in texts.flat) for texts in array)
+        return max(sizes, default=0)
 
 
 def pairs(signature: SignatureSpec, x1: Inputs, x2: Inputs, limits: Limits, params: Inputs | None = None) -> Call:

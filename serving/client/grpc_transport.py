@@ -91,9 +91,9 @@ class GrpcTransport:
             for v in response.model_version_status
         ]
 
-    def encoded_size(self, dtype: np.dtype) -> int:
-        """Bytes of one number: floats as they are; integers may come as variable-length ones of up to 10."""
-        return dtype.itemsize if dtype in (np.float32, np.float64) else 10
+    def encoded_size(self, dtype: np.dtype, length: int = 0) -> int:
+        """Of one number: floats as they are; integers, and lengths of texts, as variable-length ones of up to 10."""
+        return dtype.itemsize if dtype in (np.float32, np.float64) else 10 + length
 
     def close(self) -> None:
         """Closes the channel; calls under way end with an error."""

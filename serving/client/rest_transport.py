@@ -57,8 +57,8 @@ class RestTransport:
         body = {"signature_name": signature, "inputs": {name: tensors.as_json(array) for name, array in inputs.items()}}
         about = f"{model} signature {signature!r}"
         answer = self._call("POST", f"{_path(model)}:predict", timeout, about, body)["outputs"]
-        # TF Serving names outputs only if there are several.
-        named = answer if isinstance(answer, dict) else {"": answer}
+        # TF Serving names outputs only if there are several; {"b64": ...} is a text.
+        named = answer if isinstance(answer, dict) and answer.keys() != {"b64"} else {"": answer}
         return Prediction({name: np.asarray(value) for name, value in named.items()}, None)
 
     def metadata(self, model: ModelRef, timeout: float | None) -> ServedModel:
@@ -85,9 +85,9 @@ class RestTransport:
             for v in answer["model_version_status"]
         ]
 
-    def encoded_size(self, dtype: np.dtype) -> int:
-        """Bytes of one number in decimal."""
-        return _BYTES_PER_NUMBER
+    def encoded_size(self, dtype: np.dtype, length: int = 0) -> int:
+        """Bytes of one number in decimal, or of a text in base64."""
+        return _BYTES_PER_NUMBER + 4 * length // 3
 
     def close(self) -> None:
         """Closes the connections that are not in use, and opens no others."""
@@ -120,7 +120,9 @@ class RestTransport:
         if response.status != 200 or not isinstance(answer, dict):
             words = answer.get("error", text) if isinstance(answer, dict) else text
             code = _CODES.get(response.status, "INTERNAL")
-            shown = words if response.status == 200 or isinstance(answer, dict) else f"HTTP {response.status}: {words}"
+            # TF Serving has nothing to say on a version that it cannot read as a number.
+            told = response.status == 200 or isinstance(answer, dict)
+            shown = words if told else f"HTTP {response.status}: {words or 'no words'}"
             raise explain(code, str(shown), address=self.address, about=about)
         return answer
 

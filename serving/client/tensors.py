@@ -51,7 +51,7 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def write(array: np.ndarray, proto: Any) -> None:
-    """Writes an array, of numbers or a scalar text, into an empty TensorProto."""
+    """Writes an array, of numbers or of texts, into an empty TensorProto."""
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
     if array.dtype.kind in "OUS":
@@ -101,6 +101,11 @@ def as_json(array: np.ndarray) -> Any:
     values = np.empty(array.size, object)
     values[:] = [v if isinstance(v, str) else {"b64": base64.b64encode(v).decode()} for v in array.ravel().tolist()]
     return values.reshape(array.shape).tolist()
+
+
+def text_size(value: str | bytes) -> int:
+    """Its bytes."""
+    return len(_as_bytes(value))
 
 
 def _as_bytes(value: Any) -> bytes:

@@ -32,8 +32,8 @@ class Transport(Protocol):
     def status(self, model: ModelRef, timeout: float | None) -> list[VersionStatus]:
         """The states of the model's versions, or of the one that is named."""
 
-    def encoded_size(self, dtype: np.dtype) -> int:
-        """Bytes that one number takes in a message, at most."""
+    def encoded_size(self, dtype: np.dtype, length: int = 0) -> int:
+        """Bytes that one number, or a text of `length` bytes, takes in a message, at most."""
 
     def close(self) -> None:
         """Gives the connection up."""

@@ -1,7 +1,7 @@
 """Whether clients can read what a server answers, found out without asking for a text.
 
-A server with --enable_serialization_as_tensor_content ends when it is asked for one over REST, and writes noise instead of
-numbers there. Over gRPC its numbers are right, but written in another way.
+A server with --enable_serialization_as_tensor_content ends when it is asked for one over REST, and writes noise instead
+of numbers there. Over gRPC its numbers are right, but written in another way.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def check_answers(client: Client, served: ServedModel) -> Check:
         if prediction.as_content is False or all(map(_agree, rows)):
             return good(_NAME, "numbers are written as clients of both protocols read them")
         if any(np.any(row) for row in rows):
-            return bad(
-                _NAME, f"{name} is not the same for equal examples, as if noise were read. {TENSOR_CONTENT_CURE}"
-            )
+            return bad(_NAME, f"{name} differs for equal examples, as if noise were read. {TENSOR_CONTENT_CURE}")
         seen = f"{name} is 0 for every example, as if nothing were written. {TENSOR_CONTENT_CURE}"
     words = f"whether texts can be asked for could not be found out: {seen}"
     return bad(_NAME, words) if client.address.startswith("http") else note(_NAME, words)
@@ -48,8 +46,9 @@ def check_answers(client: Client, served: ServedModel) -> Check:
 def _numeric(served: ServedModel) -> Iterator[tuple[str, SignatureSpec]]:
     """The signatures that have numbers for each of any examples, those with fewest inputs first."""
     for name, signature in sorted(served.signatures.items(), key=lambda item: len(item[1].inputs)):
-        batched = all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values())
-        if batched and all(spec.dtype != "DT_STRING" and spec.shape != () for spec in signature.outputs.values()):
+        tensors_of_it = (*signature.inputs.values(), *signature.outputs.values())
+        batched = all(spec.shape and spec.shape[0] is None for spec in tensors_of_it)
+        if batched and all(spec.dtype != "DT_STRING" for spec in signature.outputs.values()):
             yield name, signature
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 FEATURES, OUTPUTS = 4, 3
 SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "forward", "busy", "text")
+VOCABULARY = ("a", "b", "ä")
 X = np.array([[1.0, 2.0, 3.0, 4.0], [0.5, 0.0, -1.0, 2.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
 
 
@@ -33,6 +35,26 @@ class LinearKernel(tf.Module):
 
     def _kernel(self, x1: tf.Tensor, x2: tf.Tensor) -> tf.Tensor:
         return tf.matmul(x1 @ self.w, x2 @ self.w, transpose_b=True)
+
+
+class Words(tf.Module):
+    """Takes texts: where they are in a vocabulary, which is a file of the SavedModel, and what they are in capitals."""
+
+    def __init__(self, vocabulary: Path) -> None:
+        words, lines = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+        source = tf.lookup.TextFileInitializer(str(vocabulary), tf.string, words, tf.int64, lines)
+        self.table = tf.lookup.StaticHashTable(source, default_value=-1)
+        texts = [tf.TensorSpec([None, 2], tf.string, name) for name in ("words", "x")]
+        self.lookup = tf.function(self._lookup, autograph=False, input_signature=texts[:1])
+        self.forward = tf.function(self._forward, autograph=False, input_signature=texts[1:])
+
+    def _lookup(self, words: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"place": self.table.lookup(words), "upper_bytes": tf.strings.upper(words, encoding="utf-8")}
+
+    def _forward(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        """How many of the words of an example are known."""
+        known = tf.cast(self.table.lookup(x) >= 0, tf.float32)
+        return {"output": tf.reduce_sum(known, axis=1, keepdims=True)}
 
 
 def _busy(seconds: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -72,6 +94,18 @@ def save_version(base: Path, version: int, scale: float = 1.0, warmup: list | No
     base.mkdir(exist_ok=True)
     path = base / str(version)
     os.rename(beside, path)
+    return path
+
+
+def save_words(base: Path, version: int) -> Path:
+    """Writes a version of `Words`, whose vocabulary's own file is gone then."""
+    base.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = Path(folder) / "vocabulary.txt"
+        vocabulary.write_text("\n".join(VOCABULARY), encoding="utf-8")
+        model = Words(vocabulary)
+        path = base / str(version)
+        tf.saved_model.save(model, str(path), {"serving_default": model.lookup, "forward": model.forward})
     return path
 
 

@@ -40,7 +40,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.shared.model_server import model_server_flags
+from serving.shared.model_server import model_server_flags, session_config
 
 SECONDS = 120  # that a server may take for anything
 RUNNING, BINARY = (os.environ.get(name, "") for name in ("NTK_SERVING_ADDRESS", "TF_MODEL_SERVER"))
@@ -59,6 +59,7 @@ class Target:
       path: of the newest served version of it, if that is known.
       labelled: the name of a model whose versions 1 (scale 1, label stable) and 2 (scale 2, label canary) are served.
       swap: the base directory of the model "swap", of which the newest version is served.
+      words: the name of a model that takes texts: `serving_models.Words`.
     """
 
     grpc_address: str
@@ -67,6 +68,7 @@ class Target:
     path: Path | None = None
     labelled: str | None = None
     swap: Path | None = None
+    words: str | None = None
 
     @functools.cached_property
     def channel(self) -> grpc.Channel:
@@ -108,14 +110,15 @@ class Target:
         }
 
     def rest(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None):
-        """Status and JSON of a REST request."""
+        """Status and JSON of a REST request; what is no JSON as it is."""
         connection = http.client.HTTPConnection(self.rest_address, timeout=SECONDS)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection.request(method, path, data, headers or {})
         response = connection.getresponse()
         text = response.read()
         connection.close()
-        return response.status, json.loads(text) if response.getheader("Content-Type") == "application/json" else text
+        is_json = text and response.getheader("Content-Type") == "application/json"
+        return response.status, json.loads(text) if is_json else text
 
 
 State = get_model_status_pb2.ModelVersionStatus.State
@@ -147,17 +150,19 @@ def running(folder: Path, kernel: Path) -> Iterator[Target]:
         rest_address = rest_address or f"{grpc_address.rpartition(':')[0]}:8501"
         yield Target(grpc_address, rest_address, GIVEN_MODEL, Path(GIVEN_PATH) if GIVEN_PATH else None)
         return
-    bases = {name: folder / name for name in ("kernel", "labelled", "swap")}
+    bases = {name: folder / name for name in NAMES}
     path = serving_models.copy_version(kernel, bases["kernel"], 1)
     for version in (1, 2):
         serving_models.save_version(bases["labelled"], version, version)
     serving_models.save_version(bases["swap"], 1, 1)
+    serving_models.save_words(bases["words"], 1)
     config = folder / "models.config"
     config.write_text(CONFIG.format(**bases))
     with (_binary if BINARY else _embedded)(config) as (grpc_address, rest_address):
-        yield Target(grpc_address, rest_address, "kernel", path, "labelled", bases["swap"])
+        yield Target(grpc_address, rest_address, "kernel", path, "labelled", bases["swap"], "words")
 
 
+NAMES = ("kernel", "labelled", "swap", "words")
 CONFIG = """
 model_config_list {{
   config {{ name: "kernel" base_path: "{kernel}" model_platform: "tensorflow" }}
@@ -168,6 +173,7 @@ model_config_list {{
     version_labels {{ key: "canary" value: 2 }}
   }}
   config {{ name: "swap" base_path: "{swap}" model_platform: "tensorflow" }}
+  config {{ name: "words" base_path: "{words}" model_platform: "tensorflow" }}
 }}
 """
 
@@ -183,8 +189,12 @@ def _embedded(config: Path) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _binary(config: Path) -> Iterator[tuple[str, str]]:
-    ports = [_free_port(), _free_port()]
-    flags = model_server_flags(model_config_file=config, port=ports[0], rest_api_port=ports[1])
+    ports = [free_port(), free_port()]
+    session = config.with_name("session.config")
+    session.write_text(session_config())
+    flags = model_server_flags(
+        model_config_file=config, port=ports[0], rest_api_port=ports[1], session_config_file=session
+    )
     with subprocess.Popen([BINARY, *map(str, flags)], stdout=sys.stderr) as process:
         addresses = tuple(f"127.0.0.1:{port}" for port in ports)
         target = Target(*addresses, "kernel")
@@ -192,9 +202,7 @@ def _binary(config: Path) -> Iterator[tuple[str, str]]:
         def ready() -> bool:
             assert process.poll() is None, f"{BINARY} ended with exit code {process.returncode}"
             try:
-                return all(
-                    target.rest("GET", f"/v1/models/{name}")[0] == 200 for name in ("kernel", "labelled", "swap")
-                )
+                return all(target.rest("GET", f"/v1/models/{name}")[0] == 200 for name in NAMES)
             except OSError:
                 return False
 
@@ -205,19 +213,21 @@ def _binary(config: Path) -> Iterator[tuple[str, str]]:
             process.terminate()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
 
 
 def random_inputs(signature, seed: int) -> dict[str, np.ndarray]:
-    """Random examples for a signature of an exported kernel: three for each input x2..., two for all others."""
+    """Random values for a signature of an exported kernel: three examples for inputs x2..., two for all others."""
     random = np.random.default_rng(seed)
     inputs = {}
     for name, info in sorted(signature.inputs.items()):
-        shape = [3 if name.startswith("x2") else 2, *(dim.size for dim in info.tensor_shape.dim[1:])]
-        dtype = tf.dtypes.as_dtype(info.dtype).as_numpy_dtype
-        inputs[name] = (
-            random.normal(size=shape).astype(dtype) if np.dtype(dtype).kind == "f" else np.zeros(shape, dtype)
-        )
+        count = 3 if name.startswith("x2") else 2
+        shape = [count if dim.size < 0 else dim.size for dim in info.tensor_shape.dim]
+        dtype = np.dtype(tf.dtypes.as_dtype(info.dtype).as_numpy_dtype)
+        if dtype.kind == "O":
+            inputs[name] = np.full(shape, b"", object)
+        else:
+            inputs[name] = random.normal(size=shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
     return inputs

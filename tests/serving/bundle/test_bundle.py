@@ -17,6 +17,8 @@ from serving.bundle import files as bundle
 from serving.bundle import main as bundle_main
 from serving.bundle.files import BundleError, BundleOptions, bundle_files, resources, write_bundle
 from serving.local_server.model_config import read_model_config
+from serving.shared.model_server import session_config
+from serving.shared.xla_cache import writable_directory, xla_flags
 
 GIB = 2**30
 MANIFEST = {
@@ -57,7 +59,7 @@ class TestFiles:
         given = flags(command)
         assert given["xla_cpu_compilation_enabled"] == "true"
         assert given["model_config_file"] == "/models/digits/serving/models.config"
-        assert given["enable_serialization_as_tensor_content"] == "true"
+        assert given["tensorflow_session_config_file"] == "/models/digits/serving/session.config"
         assert int(given["grpc_max_threads"]) == 4
         assert ("xla_gpu_compilation_enabled" in given) == options.gpu
         batching = {"enable_batching", "enable_per_model_batching_parameters", "batching_parameters_file"}
@@ -86,7 +88,10 @@ class TestFiles:
         (document,) = yaml.safe_load_all(bundle_files(MANIFEST, OPTIONS)["compose.yaml"])
         (service,) = document["services"].values()
         assert service["ports"] == ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]  # not open to the network
-        assert service["volumes"] == [{"type": "bind", "source": "..", "target": "/models/digits", "read_only": True}]
+        models, cache = service["volumes"]
+        assert models == {"type": "bind", "source": "..", "target": "/models/digits", "read_only": True}
+        assert cache["source"] in document["volumes"]
+        assert f'"{cache["target"]}/tensorflow-serving-' in service["environment"]["TF_XLA_FLAGS"]
         assert service["cpus"] == 2
         need = resources(MANIFEST, 2)
         assert service["mem_limit"] == f"{need.memory_limit // 2**20}m"
@@ -116,6 +121,9 @@ class TestFiles:
         assert container["resources"]["requests"]["cpu"] == "2"
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert {volume["name"] for volume in pod["spec"]["volumes"]} == set(mounts)
+        (variable,) = container["env"]
+        assert variable["name"] == "TF_XLA_FLAGS"
+        assert f'="{mounts["xla-cache"]}/tensorflow-serving-' in variable["value"]
         assert "&" not in bundle_files(MANIFEST, OPTIONS)["kubernetes.yaml"]  # no aliases, which people do not read
 
     def test_resources(self):
@@ -156,6 +164,7 @@ class TestDirectory:
         assert not directory.name.isdecimal()
         assert {p.name for p in directory.iterdir()} == {
             "models.config",
+            "session.config",
             "serve.sh",
             "compose.yaml",
             "kubernetes.yaml",
@@ -167,22 +176,42 @@ class TestDirectory:
     def test_script_starts_the_server(self, base_dir, tmp_path):
         directory = write_bundle(base_dir, OPTIONS).directory
         server = tmp_path / "server"
-        server.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\n")
-        server.chmod(0o755)
-        environment = {**os.environ, "TF_MODEL_SERVER": str(server)}
-        done = subprocess.run(
-            [directory / "serve.sh", "--port=1234"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-            cwd="/",
+        server.write_text(
+            f"#!{sys.executable}\nimport json, os, sys\n"
+            "print(json.dumps([os.environ['TF_XLA_FLAGS'], *sys.argv[1:]]))\n"
         )
-        command = json.loads(done.stdout)
+        server.chmod(0o755)
+
+        def serve(**variables):
+            environment = {key: value for key, value in os.environ.items() if key != "TF_XLA_FLAGS"}
+            done = subprocess.run(
+                [directory / "serve.sh", "--port=1234"],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={**environment, "TF_MODEL_SERVER": str(server), **variables},
+                cwd="/",
+            )
+            return json.loads(done.stdout)
+
+        xla, *command = serve()
         assert command[-1] == "--port=1234"
-        config = Path(flags(["", *command])["model_config_file"])
-        (model,) = read_model_config(config)
+        given = flags(["", *command])
+        (model,) = read_model_config(Path(given["model_config_file"]))
         assert (model.name, model.base_path) == ("digits", base_dir)
+        assert Path(given["tensorflow_session_config_file"]).read_text() == session_config(2)
+        cache = writable_directory(directory / "xla_cache", server)  # as ntk-serve would name it
+        assert list((directory / "xla_cache").iterdir()) == [cache]
+        assert xla.strip() == xla_flags(str(cache))
+        assert serve(TF_XLA_FLAGS="--mine=1")[0] == f"{xla_flags(str(cache))} --mine=1"
+        assert serve(TF_XLA_FLAGS="/file/of/flags")[0] == "/file/of/flags"
+
+    def test_script_without_a_server(self, base_dir):
+        directory = write_bundle(base_dir, OPTIONS).directory
+        environment = {**os.environ, "TF_MODEL_SERVER": "no_such_program"}
+        done = subprocess.run([directory / "serve.sh"], capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 127
+        assert done.stderr.startswith("expected tensorflow_model_server on the PATH or named by TF_MODEL_SERVER")
 
     def test_default_options(self, tmp_path):
         assert bundle.default_options(tmp_path / "my model!").model_name == "my-model"
@@ -245,6 +274,31 @@ class TestCommand:
         files["models.config"].unlink()
         assert invoke(base_dir)[2] == ""
         assert "# labels" not in files["models.config"].read_text()
+
+    def test_a_harmful_flag(self, base_dir, invoke):
+        """As bundles had it once: written again, unless somebody has changed the file."""
+        harmful = "--enable_serialization_as_tensor_content"
+        invoke(base_dir)
+        directory = base_dir / "serving"
+        record = json.loads((directory / "bundle.json").read_text())
+        for name in ("serve.sh", "compose.yaml"):
+            text = (directory / name).read_text().replace("--num_load_threads=1", f"{harmful}=true")
+            (directory / name).write_text(text)
+            record["digests"][name] = bundle._digest(text.encode())
+        (directory / "bundle.json").write_text(json.dumps(record))
+        with (directory / "compose.yaml").open("a") as file:
+            file.write("# changed\n")
+        code, _, err = invoke(base_dir)
+        assert code == 0
+        assert harmful not in (directory / "serve.sh").read_text()
+        assert err.startswith(
+            f"kept {directory / 'compose.yaml'}, which was changed; remove it to have it written. But "
+        )
+        assert f"a server with its flag {harmful} answers REST requests for numbers with zeros and noise" in err
+        assert err.endswith("take the flag out of it\n")
+        for words in (f"# no {harmful}\n", f"command: [{harmful}=false]\n"):
+            (directory / "compose.yaml").write_text(words)
+            assert "But" not in invoke(base_dir)[2]
 
     @pytest.mark.parametrize("text", ["{", "{}", "[]"])
     def test_damaged_manifest(self, base_dir, invoke, text):

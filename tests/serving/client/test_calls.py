@@ -13,7 +13,7 @@ SWAP = (1, 0, 3, 2, 4)
 
 
 def limits(message):
-    return calls.Limits(message, lambda dtype: dtype.itemsize)
+    return calls.Limits(message, lambda dtype, length: dtype.itemsize)
 
 
 def features(x):

@@ -4,6 +4,7 @@ import concurrent.futures
 import socket
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import tensorflow as tf
 
 import serving
 from serving.client import connection
-from serving.client.model import Prediction, VersionStatus
+from serving.client.model import ModelRef, Prediction, VersionStatus
 from serving.local_server import LocalServer, ModelOptions, ServerOptions
 
+WORDS = list(serving_models.VOCABULARY)
 LIMITS = {"one request": 128 * 2**20, "several": 16_000}
 
 
@@ -97,6 +99,32 @@ class TestValues:
         outputs = connect("linear").predict("text", {"x": ["ä", b"\xff"]})
         assert outputs["y_bytes"].tolist() == ["ä".encode(), b"\xff"]
         assert (outputs["length"].tolist(), outputs["length"].dtype) == ([2, 1], np.int32)
+
+    def test_texts_as_arrays_of_any_kind(self, connect):
+        expected = [["Ä".encode(), b"B"], [b"", b"A" * 300]]
+        for dtype in (str, bytes, object):
+            texts = [["b", ""], ["a" * 300, "c"]] if dtype is bytes else [["ä", "b"], ["", "a" * 300]]
+            outputs = connect("words").predict("serving_default", {"words": np.array(texts, dtype)})
+            assert outputs["upper_bytes"].tolist() == [[np.str_(t).upper().encode() for t in row] for row in texts]
+            assert outputs["place"].tolist() == [[WORDS.index(t) if t in WORDS else -1 for t in row] for row in texts]
+        mixed = np.array([["ä".encode(), "b"], ["", b"a" * 300]], object)
+        assert connect("words").predict("serving_default", {"words": mixed})["upper_bytes"].tolist() == expected
+
+    def test_texts_are_split_by_their_length(self, connect):
+        words = np.array([["a", "x" * 900]] * 20, object)
+        output = connect("words", message_limit=4000).forward(words, tile=True)
+        np.testing.assert_array_equal(output, [[1.0]] * 20)
+        with pytest.raises(serving.ServingError, match=r"expected at least [0-9,]+ bytes for one pair"):
+            connect("words", message_limit=1500).forward(np.array([["a", "x" * 2000]]), tile=True)
+
+    def test_what_is_no_text(self, connect):
+        for wrong in ([[1, 2]], [["a", None]]):
+            with pytest.raises(
+                serving.ServingError, match=r"words: expected string \(n, 2\), received values that are"
+            ):
+                connect("words").predict("serving_default", {"words": wrong})
+        with pytest.raises(serving.ServingError, match=r"words: expected string \(n, 2\), received object \(1, 3\)"):
+            connect("words").predict("serving_default", {"words": [["a", "b", "c"]]})
 
     def test_many_threads_get_their_own_answers(self, connect):
         client = connect("linear")
@@ -183,6 +211,36 @@ class TestErrors:
     def test_inputs_are_checked_here(self, connect):
         with pytest.raises(serving.ServingError, match=r"expected an array for each of x; no x; no input is named 'y'"):
             connect("linear").predict("forward", {"y": serving_models.X})
+
+    @pytest.mark.parametrize("version", [0, -1, 2**63, 2**70])
+    def test_versions_that_are_none(self, connect, version):
+        with pytest.raises(ValueError, match="expected a version from 1 to 9223372036854775807, received"):
+            connect("linear", version=version)
+
+    @pytest.mark.parametrize("version", [2**64, 2**70])
+    def test_an_answer_without_words(self, served, version, monkeypatch):
+        """As TF Serving's to a version beyond 64 bits in a path."""
+        with serving.Client(f"http://{served.rest_address}") as client:
+            transport = client._connection.transport
+            with pytest.raises(serving.ServingError, match=f"Failed to convert version: {version} to numeric"):
+                transport.predict(ModelRef("linear", version), "forward", {"x": serving_models.X}, 30)
+            empty = types.SimpleNamespace(status=400, data=b"")
+            monkeypatch.setattr(transport._pool, "request", lambda *args, **kwargs: empty)
+            with pytest.raises(serving.ServingError, match=r"INVALID_ARGUMENT .*: HTTP 400: no words") as error:
+                transport.predict(ModelRef("linear", version), "forward", {"x": serving_models.X}, 30)
+        assert error.value.code == "INVALID_ARGUMENT"
+
+    def test_a_server_that_writes_texts_as_content(self, served, monkeypatch):
+        """It is told from the answer, and so is what to do."""
+
+        def as_content(array, proto):
+            proto.dtype = 7
+            proto.tensor_content = b"\x02{}"
+
+        with serving.Client(served.grpc_address, model="two_inputs") as client:
+            monkeypatch.setattr("serving.local_server.predict.tensors.fill_proto", as_content)
+            with pytest.raises(serving.ServingError, match=r"INTERNAL .* Start it without that flag: ntk-serve"):
+                client.metadata()
 
     def test_closed(self, connect):
         client = connect("linear")

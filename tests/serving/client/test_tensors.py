@@ -51,7 +51,7 @@ def test_what_tensorflow_writes_is_read(dtype, shape):
 
 
 def listed(array):
-    """As TF Serving answers without --enable_serialization_as_tensor_content: values in the dtype's own field."""
+    """As TF Serving answers: values in the dtype's own field."""
     proto = tf.make_tensor_proto(array)
     names = {"float32": "float_val", "float64": "double_val", "float16": "half_val", "bfloat16": "half_val"}
     names |= {"bool": "bool_val", "int64": "int64_val", "uint32": "uint32_val", "uint64": "uint64_val"}
@@ -74,6 +74,12 @@ def test_texts():
     tensors.write(np.array("ä"), proto)
     assert tf.make_ndarray(tensor_pb2.TensorProto.FromString(proto.SerializeToString())).item() == "ä".encode()
     assert tensors.read(ours(tf.make_tensor_proto("ä"))).item() == "ä".encode()
+
+
+def test_texts_of_a_server_with_a_harmful_flag():
+    proto = messages.TensorProto(dtype=7, tensor_content=b"\x02ab")
+    with pytest.raises(ValueError, match="what --enable_serialization_as_tensor_content makes of them"):
+        tensors.read(proto)
 
 
 def test_texts_and_numbers_of_either_protocol():

@@ -1,5 +1,6 @@
 """What the doctor finds, in exports and in servers, and that it finds nothing in what is right."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -156,8 +157,68 @@ class TestServer:
         with serving.Client(address, model="two_inputs") as client:
             checks = server.check_server(client, 30)
         assert not any(check.outcome is Outcome.BAD for check in checks)
-        assert outcomes(checks)["batching"] is Outcome.GOOD
+        assert outcomes(checks)["answers"] is outcomes(checks)["batching"] is Outcome.GOOD
         assert "within" in the(checks, "ntk").detail
+
+    def test_server_that_writes_tensor_content(self, served, monkeypatch):
+        """Found out by numbers; a text is not asked for."""
+        with serving.Client(served.grpc_address, model="two_inputs") as client:
+            asked = self.record(client, monkeypatch, lambda answer: dataclasses.replace(answer, as_content=True))
+            checks = server.check_server(client, 30)
+        assert outcomes(checks) == {"server": Outcome.GOOD, "answers": Outcome.BAD}
+        assert "Start it without that flag" in the(checks, "answers").detail
+        assert asked == ["forward"]
+
+    @pytest.mark.parametrize(
+        ("noise", "words"),
+        [
+            (lambda shape: np.zeros(shape), "is 0 for every example"),
+            (lambda shape: np.arange(np.prod(shape)).reshape(shape), "differs for equal examples"),
+            (lambda shape: np.full(shape, np.nan), "differs for equal examples"),
+        ],
+    )
+    def test_server_that_reads_noise(self, served, monkeypatch, noise, words):
+        """As a server with that flag does over REST."""
+
+        def changed(answer):
+            outputs = {name: noise(np.shape(value)) for name, value in answer.outputs.items()}
+            return dataclasses.replace(answer, outputs=outputs)
+
+        with serving.Client(f"http://{served.rest_address}", model="two_inputs") as client:
+            asked = self.record(client, monkeypatch, changed)
+            checks = server.check_server(client, 30)
+        assert outcomes(checks) == {"server": Outcome.GOOD, "answers": Outcome.BAD}
+        assert words in the(checks, "answers").detail
+        assert "--enable_serialization_as_tensor_content" in the(checks, "answers").detail
+        assert "ntk_manifest" not in asked
+
+    @pytest.mark.parametrize("prefix", ["", "http://"])
+    def test_server_that_answers_no_numbers(self, served, monkeypatch, prefix):
+        """Over REST a text could end it, over gRPC not."""
+
+        def fail(answer):
+            raise serving.ServingError("no", "INTERNAL", "no")
+
+        with serving.Client(
+            f"{prefix}{served.rest_address if prefix else served.grpc_address}", model="linear"
+        ) as client:
+            self.record(client, monkeypatch, fail)
+            checks = server.check_server(client, 30)
+        assert the(checks, "answers").outcome is (Outcome.BAD if prefix else Outcome.NOTE)
+        assert ("signatures" in outcomes(checks)) is not bool(prefix)
+
+    @staticmethod
+    def record(client, monkeypatch, change):
+        """The signatures that are asked from now on; answers are changed on the way."""
+        asked = []
+        predict = client._connection.transport.predict
+
+        def recorded(model, signature, *arguments):
+            asked.append(signature)
+            return change(predict(model, signature, *arguments))
+
+        monkeypatch.setattr(client._connection.transport, "predict", recorded)
+        return asked
 
     def test_no_server(self):
         with serving.Client("127.0.0.1:1") as client:

@@ -1,6 +1,8 @@
 import pytest
+from google.protobuf import text_format
+from tensorflow.core.protobuf import config_pb2
 
-from serving.shared.model_server import model_server_flags
+from serving.shared.model_server import HARMFUL, model_server_flags, session_config
 
 
 def test_the_flags_of_a_model():
@@ -12,13 +14,20 @@ def test_the_flags_of_a_model():
         "--model_name=digits",
         "--model_base_path=/models/digits",
         "--xla_cpu_compilation_enabled=true",
-        "--enable_serialization_as_tensor_content=true",
         "--grpc_max_threads=64",
         "--rest_api_timeout_in_ms=600000",
     ):
         assert expected in written
     assert not any("gpu" in flag or "batching" in flag or "config_file" in flag for flag in written)
     assert all(flag.reason for flag in flags)
+    assert not {flag.name for flag in flags} & HARMFUL.keys()
+
+
+@pytest.mark.parametrize("threads", [None, 3])
+def test_the_session_config_is_tensorflows(threads):
+    config = text_format.Parse(session_config(threads), config_pb2.ConfigProto())
+    assert config.graph_options.rewrite_options.disable_meta_optimizer
+    assert config.intra_op_parallelism_threads == config.inter_op_parallelism_threads == (threads or 0)
 
 
 def test_the_flags_of_a_config_file():

@@ -13,6 +13,8 @@ import pytest
 import serving_models
 from absl import logging
 
+from serving.shared.model_server import session_config
+from serving.shared.xla_cache import xla_flags
 from serving.start import main as serve_main
 
 X = serving_models.X
@@ -58,7 +60,11 @@ def do(curl):
 
 
 def test_the_embedded_server_from_start_to_end(base):
-    with start(f"--model_base_path={base}", "--model_name=m", "--server=embedded", *PORTS) as process:
+    """What it compiles is kept beside the bundle, if there is one, and no flags name another place."""
+    cache = base / "serving" / "xla_cache"
+    cache.parent.mkdir()
+    arguments = (f"--model_base_path={base}", "--model_name=m", "--server=embedded")
+    with start(*arguments, *PORTS, environment={"TF_XLA_FLAGS": ""}) as process:
         printed, curl = until_ready(process)
         assert printed.startswith("server  embedded (as asked for)\n")
         assert "\nmodel   m, version 1\n" in printed
@@ -70,6 +76,7 @@ def test_the_embedded_server_from_start_to_end(base):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
+    assert list(cache.glob("*/xla_compile_cache*"))
     assert "is freed" in errors
     assert "Traceback" not in errors
 
@@ -112,6 +119,10 @@ def test_a_signal_at_any_moment_of_a_wait():
     ("arguments", "message"),
     [
         ([], "expected either --model_base_path or --model_config_file, received neither"),
+        (
+            ["--model_base_path=/", "--", "--enable_serialization_as_tensor_content=true"],
+            "expected a server without --enable_serialization_as_tensor_content: with it .* segmentation fault",
+        ),
         (["--model_base_path=/nothing"], "--model_base_path: expected a directory, found none at /nothing"),
         (["--model_config_file=/nothing"], "--model_config_file: expected a file, found none at /nothing"),
         (["--model_base_path=/", "--port=7", "--rest_api_port=7"], "expected two ports, received 7 for both"),
@@ -132,6 +143,13 @@ def test_wrong_usage(arguments, message):
     import re
 
     assert re.search(message, errors)
+
+
+def test_a_cache_that_cannot_be(base, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, output, errors = run(f"--model_base_path={base}", "--server=embedded", f"--xla_cache={tmp_path / 'file'}")
+    assert (code, output) == (2, "")
+    assert "--xla_cache: expected a directory that can be written to, received " in errors
 
 
 def test_nothing_to_serve(tmp_path, capsys):
@@ -158,8 +176,12 @@ def binary(tmp_path):
         f"#!{sys.executable}\n"
         + textwrap.dedent(
             """
-            import http.server, json, pathlib, sys
-            pathlib.Path(__file__).with_name("flags").write_text("\\n".join(sys.argv[1:]))
+            import http.server, json, os, pathlib, sys
+            name = "--tensorflow_session_config_file="
+            paths = [flag.removeprefix(name) for flag in sys.argv if flag.startswith(name)]
+            lines = [*sys.argv[1:], *(pathlib.Path(path).read_text().strip() for path in paths)]
+            pathlib.Path(__file__).with_name("flags").write_text("\\n".join(lines))
+            pathlib.Path(__file__).with_name("xla").write_text(os.environ["TF_XLA_FLAGS"])
             if "--fail" in sys.argv:
                 sys.exit(3)
             port = next(int(flag.partition("=")[2]) for flag in sys.argv if flag.startswith("--rest_api_port="))
@@ -179,9 +201,11 @@ def binary(tmp_path):
     return path
 
 
-def test_tensorflow_model_server_is_started_with_the_flags_it_needs(binary, base):
-    environment = {"TF_MODEL_SERVER": str(binary)}
-    with start(f"--model_base_path={base}", *PORTS, "--", "--mine=1", environment=environment) as process:
+def test_tensorflow_model_server_is_started_with_the_flags_it_needs(binary, base, tmp_path):
+    environment = {"TF_MODEL_SERVER": str(binary), "TF_XLA_FLAGS": "--mine"}
+    cache = tmp_path / "cache"
+    arguments = (f"--model_base_path={base}", f"--xla_cache={cache}", *PORTS, "--", "--mine=1")
+    with start(*arguments, environment=environment) as process:
         printed, _ = until_ready(process)
         assert printed.startswith(f"server  tensorflow_model_server ({binary})\n")
         assert "model   default, version 5" in printed
@@ -193,7 +217,9 @@ def test_tensorflow_model_server_is_started_with_the_flags_it_needs(binary, base
     assert f"--model_base_path={base}" in flags
     assert "--xla_cpu_compilation_enabled=true" in flags
     assert "--port=0" not in flags
-    assert flags[-1] == "--mine=1"
+    assert flags[-2:] == ["--mine=1", session_config().strip()]
+    (kept,) = cache.iterdir()
+    assert binary.with_name("xla").read_text() == f"{xla_flags(str(kept))} --mine"
 
 
 def test_tensorflow_model_server_that_ends_by_itself(binary, base):

@@ -1,0 +1,25 @@
+"""Flags of tensorflow_model_server that do no harm to exported kernels, over REST or gRPC, and how that is known."""
+
+SAFE = {
+    "port": "where gRPC listens",
+    "rest_api_port": "where REST listens",
+    "xla_cpu_compilation_enabled": "lets XLA compile; what an answer looks like is not its matter",
+    "xla_gpu_compilation_enabled": "the same on GPUs",
+    "model_name": "what clients call the model",
+    "model_base_path": "where the versions lie",
+    "model_config_file": "both for several models",
+    "allow_version_labels_for_unavailable_models": "only whether a label may be given before its version is there",
+    "grpc_max_threads": "how many requests are answered at a time; one more is refused",
+    "rest_api_num_threads": "the same of REST; one more waits",
+    "rest_api_timeout_in_ms": "after which a request has an error instead of an answer",
+    "num_load_threads": "who loads versions, not who answers",
+    "num_unload_threads": "who frees versions, not who answers",
+    "load_retry_interval_micros": "when a version that failed is tried again",
+    "tensorflow_intra_op_parallelism": "threads of one operation; sums are in the same order in XLA's programs",
+    "tensorflow_inter_op_parallelism": "operations at a time, which depend on each other only by their inputs",
+    "tensorflow_session_config_file": "without Grappler the graph runs as it was exported; threads as the flags say",
+    "monitoring_config_file": "a page of its own beside the models'",
+    "enable_batching": "only with the next one, without which a kernel's warmup fails and the version does not load",
+    "enable_per_model_batching_parameters": "joins requests only of models that have a file for it, the row-wise ones",
+    "batching_parameters_file": "threads for these",
+}
