@@ -6,6 +6,7 @@ of numbers there. Over gRPC its numbers are right, but written in another way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,12 +45,17 @@ def check_answers(client: Client, served: ServedModel) -> Check:
 
 
 def _numeric(served: ServedModel) -> Iterator[tuple[str, SignatureSpec]]:
-    """The signatures that have numbers for each of any examples, those with fewest inputs first."""
-    for name, signature in sorted(served.signatures.items(), key=lambda item: len(item[1].inputs)):
+    """The signatures that have numbers for each of any examples; first those with few inputs and few numbers."""
+    for name, signature in sorted(served.signatures.items(), key=lambda item: _size(item[1])):
         tensors_of_it = (*signature.inputs.values(), *signature.outputs.values())
         batched = all(spec.shape and spec.shape[0] is None for spec in tensors_of_it)
         if batched and all(spec.dtype != "DT_STRING" for spec in signature.outputs.values()):
             yield name, signature
+
+
+def _size(signature: SignatureSpec) -> tuple[int, int]:
+    numbers = sum(math.prod(size or 1 for size in spec.shape or ()) for spec in signature.outputs.values())
+    return len(signature.inputs), numbers
 
 
 def _copies(spec: TensorSpec) -> np.ndarray:

@@ -167,7 +167,7 @@ class TestServer:
             checks = server.check_server(client, 30)
         assert outcomes(checks) == {"server": Outcome.GOOD, "answers": Outcome.BAD}
         assert "Start it without that flag" in the(checks, "answers").detail
-        assert asked == ["forward"]
+        assert asked == ["ntk_diagonal"]
 
     @pytest.mark.parametrize(
         ("noise", "words"),
