@@ -80,8 +80,8 @@ class Client:
         """
         if version is not None and label is not None:
             raise ValueError(f"expected a version or a label, received version={version} and label={label!r}")
-        if version is not None and not 0 < version < 2**63:
-            raise ValueError(f"expected a version from 1 to {2**63 - 1}, received {version}")
+        if version is not None and not 0 <= version < 2**63:
+            raise ValueError(f"expected a version from 0 to {2**63 - 1}, received {version}")
         if deadline is not None and deadline <= 0:
             raise ValueError(f"expected a deadline above 0 seconds, received {deadline}")
         if not 1024 <= message_limit < 2**31 - 2**21:  # protocol buffers end at 2 GiB

@@ -97,7 +97,8 @@ def test_every_signature_answers_after_the_manifest_was_asked_for(target):
     assert names[0] == "ntk_manifest", "it should serve an exported kernel"
     for name in names:
         inputs = serving_target.random_inputs(signatures[name], seed=0)
-        _, outputs = target.predict(target.model, name, **inputs)
+        response, outputs = target.predict(target.model, name, **inputs)
+        assert not any(proto.tensor_content for proto in response.outputs.values())
         body = {"signature_name": name, "inputs": {alias: as_json(array) for alias, array in inputs.items()}}
         status, answer = target.rest("POST", f"/v1/models/{target.model}:predict", body)
         assert status == 200, answer

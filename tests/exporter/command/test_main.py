@@ -12,6 +12,7 @@ import warnings
 import pytest
 
 from exporter.command import main
+from serving.bundle import files
 
 # Keras 3.15 and TensorFlow 2.21 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -325,6 +326,12 @@ class TestExport:
         assert (folder / "out" / "serving" / "serve.sh").is_file()
         assert stages[-1].startswith("bundle ")
         assert left_behind(folder) == ["out"]
+
+    def test_files_of_the_bundle_that_were_changed(self, tmp_path, monkeypatch):
+        written = files.Bundle(tmp_path, {"serve.sh": "a server with it ends", "compose.yaml": ""})
+        monkeypatch.setattr(files, "write_bundle", lambda base_dir, options: written)
+        expected = "serve.sh kept as it was changed, but a server with it ends, compose.yaml kept as it was changed"
+        assert main._bundle(tmp_path) == f"{tmp_path}, {expected}"
 
     def test_explain(self, folder, invoke):
         code, out, err = invoke("--model=models:good", "--explain", "--set=ntk.trainable=*kernel")

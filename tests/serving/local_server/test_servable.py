@@ -19,6 +19,10 @@ def test_runs_a_signature_as_tensorflow_does(servable, version):
         np.testing.assert_allclose(result, loaded.signatures[name](**inputs)["ntk"], rtol=1e-6)
 
 
+def test_its_session_is_as_a_tf_serving_is_told(servable):
+    assert servable._session._config.graph_options.rewrite_options.disable_meta_optimizer
+
+
 def test_only_the_outputs_that_are_asked_for(servable):
     words = np.array([b"a", b"bcd"], object)
     assert set(servable.run("text", {"x": words})) == {"y_bytes", "length"}
