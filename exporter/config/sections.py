@@ -7,7 +7,7 @@ from typing import Any
 from exporter.config.checks import Checks, ConfigError
 
 IMPLEMENTATIONS = ("auto", "layerwise", "structured_derivatives", "ntk_vector_products", "jacobian_contraction")
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float64")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float64", "model")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 KERNEL_SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_with_params")
 SIGNATURES = (*KERNEL_SIGNATURES, "forward")
@@ -32,7 +32,8 @@ class NtkConfig:
       trainable: glob patterns on the paths of variables; the kernel is over the trainable variables that match.
         A pattern that begins with "!" excludes.
       output: name or index (from 0) of the output of a model with several.
-      precision: of the computation, one of `PRECISIONS`.
+      precision: of the computation, one of `PRECISIONS`. With "model" values are rounded to half precision where the
+        model does so, with the others nowhere; tensorfloat32 and bfloat16 are of the products of matrices alone.
 
     Raises:
       ConfigError: with all problems of the given values.

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
 from exporter.errors import ExportError
 from exporter.functionalize.tracing import TracedModel
 
-_TOLERANCE = 1e-2  # of the relative difference of gradients: far above rounding, far below a different derivative
+# Of the relative difference of gradients: far above rounding, far below a different derivative.
+_TOLERANCE = 1e-2
+_ROUNDINGS = 16  # or so many roundings of half precision, if TensorFlow computes in it
 
 
 def check_gradients(
@@ -22,6 +25,7 @@ def check_gradients(
     values: Mapping[str, np.ndarray],
     chosen: Set[str],
     layers: Set[str],
+    half: np.dtype | None,
 ) -> None:
     """ExportError, naming the layers, if TensorFlow's gradient differs from JAX's at random inputs.
 
@@ -35,6 +39,7 @@ def check_gradients(
       values: the variables that the output depends upon.
       chosen: the paths to differentiate with respect to, those that are not in `values` aside.
       layers: those that have a custom gradient.
+      half: the half precision that TensorFlow computes the model in, if any.
     """
     rng = np.random.default_rng(0)
     shapes: list[Any] = [(2, *spec.shape[1:]) for spec in traced.inputs]
@@ -53,16 +58,17 @@ def check_gradients(
     variables = {v.path: v.variable for v in traced.variables if v.path in trainable}
     try:
         with tf.GradientTape() as tape:
-            y = traced.function(*map(tf.convert_to_tensor, inputs))[output]
+            y = tf.cast(traced.call(inputs)[output], result.dtype)
         theirs = tape.gradient(y, variables, cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     except LookupError as error:
         raise ExportError(
             f"{traced.name!r} overrides gradients (in {', '.join(sorted(layers))}), and whether they are those of its "
             f"forward pass cannot be told, since TensorFlow cannot differentiate it: {error}. Remove them."
         ) from error
-    difference = sum(np.sum((tf.convert_to_tensor(theirs[path]) - ours[path]) ** 2) for path in ours)
+    difference = sum(np.sum((tf.cast(theirs[path], g.dtype) - g) ** 2) for path, g in ours.items())
     size = sum(np.sum(np.square(gradient)) for gradient in ours.values())
-    if not difference <= _TOLERANCE**2 * size:
+    tolerance = _TOLERANCE if half is None else max(_TOLERANCE, _ROUNDINGS * float(jnp.finfo(half).eps))
+    if not difference <= tolerance**2 * size:
         raise ExportError(
             f"Expected the gradients that {traced.name!r} overrides to be those of its forward pass, received "
             f"others (in {', '.join(sorted(layers))}). The kernel would be another; remove tf.custom_gradient."

@@ -17,10 +17,14 @@ from exporter.functionalize.custom_gradients import check_gradients
 from exporter.functionalize.tf_ops import (
     GraphFunction,
     Library,
+    at_least_float32,
+    half_precision,
+    is_half,
     layers_that_override_gradients,
     layers_that_read_what_they_wrote,
     random_operations,
     unsupported_operations,
+    widened,
 )
 from exporter.functionalize.tracing import ModelVariable, TensorSpec, TracedModel, trace
 from exporter.functionalize.variable_patterns import select
@@ -38,6 +42,10 @@ class FunctionalModel:
     inference mode. `trainable` holds the variables that the kernel is over, `frozen` the others that the output
     depends upon (BatchNorm statistics, frozen layers, variables excluded by pattern); both map a variable's path to
     its value. Variables that the output does not depend upon are in neither.
+
+    None of these is of half precision: what the model has as float16 or bfloat16 comes and goes as float32. `half` is
+    the half type that the model computes the output in (bfloat16 if both), None if none; whether `apply_fn` rounds to
+    it is decided by `functionalize`.
     """
 
     name: str
@@ -49,10 +57,15 @@ class FunctionalModel:
     output: TensorSpec
     outputs: tuple[TensorSpec, ...]  # all of the model's
     original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
+    half: np.dtype | None = None
 
 
 def functionalize(
-    model: Any, *, trainable: str | Sequence[str] = "*", output: str | int | None = None
+    model: Any,
+    *,
+    trainable: str | Sequence[str] = "*",
+    output: str | int | None = None,
+    keep_half: bool = False,
 ) -> FunctionalModel:
     """Turns a model into a pure JAX function.
 
@@ -62,22 +75,28 @@ def functionalize(
       trainable: glob patterns of the paths of the variables that the kernel is over, among the model's trainable
         ones; "!" before a pattern excludes.
       output: name or index of the output, needed if there are several.
+      keep_half: whether the function rounds to half precision where the model does; if not, it computes in float32
+        there, and casts to half precision leave values as they are.
 
     Raises:
       ExportError: the model, a pattern or the output cannot be used; the message says what to do.
     """
     traced = trace(model)
     index = _output_index(traced, output)
-    library = Library(traced.function.graph.as_graph_def().library.function)
+    called = traced.function.graph.as_graph_def().library.function
+    library = Library(called, keep_half=keep_half)
     function = GraphFunction(traced.function.function_def, library, result=index)
+    half = half_precision(GraphFunction(traced.function.function_def, Library(called), result=index))
     _check_operations(traced.name, function)
     captures = _captures(traced)
+    dtypes = [np.dtype(spec.dtype) for spec in traced.inputs] + [None if c is None else c.dtype for c in captures]
 
     def call(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
         if len(inputs) != len(traced.inputs):
             raise ValueError(f"Expected {len(traced.inputs)} inputs, received {len(inputs)}.")
         values = [params[c.path] if isinstance(c, ModelVariable) else c for c in captures]
-        return jnp.asarray(function(*map(jnp.asarray, inputs), *values)[0])
+        arguments = zip([*map(jnp.asarray, inputs), *values], dtypes, strict=True)
+        return jnp.asarray(widened(function(*(_entering(v, dtype, keep_half) for v, dtype in arguments))[0]))
 
     variables = [c for c in captures if isinstance(c, ModelVariable)]
     output_spec, used = _trace_once(traced, index, call, variables)
@@ -96,7 +115,7 @@ def functionalize(
         )
     _check_differentiable(traced, library, call, values, chosen)
     if overridden := layers_that_override_gradients(function):
-        check_gradients(traced, index, call, values, chosen, overridden)
+        check_gradients(traced, index, call, values, chosen, overridden, half)
     unused = {v.path: np.broadcast_to(np.zeros((), v.dtype), v.shape) for v in variables if v.path not in used}
 
     def apply_fn(trainable: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
@@ -109,11 +128,23 @@ def functionalize(
         trainable={path: value for path, value in values.items() if path in chosen},
         frozen={path: value for path, value in values.items() if path not in chosen},
         excluded=frozenset(values) & (frozenset(paths) - chosen),
-        inputs=traced.inputs,
+        inputs=tuple(map(_wide, traced.inputs)),
         output=output_spec,
-        outputs=traced.outputs,
-        original=lambda inputs: traced.function(*map(tf.convert_to_tensor, inputs))[index].numpy(),
+        outputs=tuple(map(_wide, traced.outputs)),
+        original=lambda inputs: traced.call(inputs)[index].numpy(),
+        half=half,
     )
+
+
+def _entering(value: Any, dtype: np.dtype | None, keep_half: bool) -> Any:
+    """An argument of a graph that has it as `dtype`, as the graph is computed."""
+    if dtype is None or not is_half(dtype):
+        return value
+    return value.astype(dtype) if keep_half else widened(value)
+
+
+def _wide(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, dtype=at_least_float32(spec.dtype).name)
 
 
 def _output_index(traced: TracedModel, output: str | int | None) -> int:
@@ -200,7 +231,7 @@ def _trace_once(
 
 def _value(variable: ModelVariable) -> np.ndarray:
     """The value of a variable; ExportError if it is not finite."""
-    value = variable.variable.numpy()
+    value = widened(variable.variable.numpy())
     if jnp.issubdtype(value.dtype, jnp.floating) and not np.all(np.isfinite(value)):
         raise ExportError(
             f"Expected finite weights, received NaN or infinity in variable {variable.path!r}; restore it from a "

@@ -55,6 +55,10 @@ class TracedModel:
     outputs: tuple[TensorSpec, ...]
     variables: tuple[ModelVariable, ...]
 
+    def call(self, inputs: Sequence[np.ndarray]) -> Any:
+        """The flat list of outputs, as TensorFlow computes them, of inputs that are cast to the types of `inputs`."""
+        return self.function(*(tf.cast(x, spec.dtype) for x, spec in zip(inputs, self.inputs, strict=True)))
+
 
 def trace(model: Any) -> TracedModel:
     """Traces a model; ExportError if it is of no known kind, or its inputs are unknown or cannot be served."""

@@ -19,12 +19,14 @@ CALLING_CONVENTION_VERSION = 9
 # TF 2.19 reads no newer StableHLO; JAX 0.7.2 writes 1.9.1, whose elementary functions (rsqrt_v2, tanh_v2) it rejects.
 STABLEHLO_VERSION = "1.8.0"
 
-# What products of float32 matrices may be rounded to, in JAX's names. CPUs always use float32.
+# What products of float32 matrices may be rounded to, in JAX's names. CPUs always use float32. Those of half precision,
+# as a model may have them, are not concerned.
 _MATMUL_PRECISION = {
     "float32": "float32",
     "tensorfloat32": "tensorfloat32",
     "bfloat16": "bfloat16",
     "float64": "float32",
+    "model": "float32",
 }
 
 
@@ -40,7 +42,7 @@ def lower(
     Args:
       fn: a JAX function of pytrees of arrays.
       platforms: the platforms to lower for: cpu, cuda, rocm, tpu.
-      precision: of matrix products: float32, tensorfloat32, bfloat16; float64 makes the whole of `fn` see 64-bit types.
+      precision: a key of the configuration's `PRECISIONS`; float64 makes the whole of `fn` see 64-bit types.
       polymorphic_shapes: as in `jax2tf.convert`; None if the shapes are those of the arguments.
 
     Returns:

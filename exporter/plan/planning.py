@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
@@ -21,7 +22,8 @@ from exporter.plan.schedule import LARGEST_BLOCK
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
 _ROUNDING = 1e-6  # of an output, where the same program is run on the same example among others
-_FAITHFUL = 0.05  # float32 and narrower arithmetic is nearer to float64, and a wrong conversion further off
+_FAITHFUL = 0.05  # float32 arithmetic is nearer to float64, and a wrong conversion further off
+_HALF_ROUNDINGS = 16  # so many of half precision are, too: 0.016 of float16, 0.12 of bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Plan:
             ("kernel", _spec("ntk", self.kernel_shape, self.kernel_dtype)),
             ("examples", "coupled: a batch is never split" if self.coupled else "independent of each other"),
             ("implementation", self.ntk.implementation),
-            ("precision", self.ntk.precision),
+            ("precision", self.precision),
             ("platforms", ", ".join(self.export.platforms)),
         ]
         for name in self.export.signatures:
@@ -132,6 +134,14 @@ class Plan:
             shown = inputs + params if len(params) < 4 else [*inputs, f"{len(params)} × params_…"]
             rows.append(("signature", f"{name}({', '.join(shown)}) -> {signature.output}"))
         return rows
+
+    @property
+    def precision(self) -> str:
+        """What is computed in, for people."""
+        half, precision = self.model.half, self.ntk.precision
+        if precision == "model":
+            return f"model: {half} where the model has it" if half else "model: float32, since it has no half precision"
+        return f"{precision}, also where the model has {half}" if half else precision
 
     @property
     def kernel_dtype(self) -> str:
@@ -146,7 +156,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
       ExportError: the model or the configuration cannot be exported.
     """
     check_together(ntk, export)
-    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output)
+    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output, keep_half=ntk.precision == "model")
     rank = len(functional.output.shape)
     trace_axes, diagonal_axes = check_axes(ntk, rank)
     ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
@@ -159,7 +169,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
     kept_axes = [axis for axis in range(1, rank) if axis not in (*trace_axes, *diagonal_axes)]
     parts = None if coupled or ntk.implementation not in ("auto", "layerwise") else plan.parts_of_large_blocks
     check_pair(functional.output, plan.kernel_shape, plan.kernel_dtype, kept_axes, parts, export.memory_budget)
-    _check_on_examples(functional, None if coupled else ntk.vmap_axes, max(_FAITHFUL, export.verify.rtol))
+    _check_on_examples(functional, None if coupled else ntk.vmap_axes, export.verify.rtol)
     return plan
 
 
@@ -169,13 +179,17 @@ def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> N
     Args:
       model: the model, whose function is evaluated as the product does it.
       vmap_axes: None if examples may influence each other.
-      rtol: of the function's outputs to those that TensorFlow computes.
+      rtol: of the function's outputs to those that TensorFlow computes; more if TensorFlow does so in half precision,
+        or if no wrong conversion is so near.
     """
+    rtol = max(rtol, _FAITHFUL, 0.0 if model.half is None else _HALF_ROUNDINGS * float(jnp.finfo(model.half).eps))
     first, second = sample_inputs(model.inputs, 3, seed=0), sample_inputs(model.inputs, 3, seed=1)
     mixed = tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
     apply = jax.jit(as_on_cpu(model.apply_fn))
     outputs, among = (np.asarray(apply(model.trainable, model.frozen, x), np.float64) for x in (first, mixed))
     original = np.asarray(model.original(first), np.float64)
+    if model.half is not None:  # where it overflows, there is nothing to compare with
+        original = np.where(np.isfinite(original), original, outputs)
     if not (change := _change(original, outputs)) <= rtol:
         raise ExportError(
             f"{model.name!r} was not converted to JAX faithfully: expected the outputs that TensorFlow computes on "

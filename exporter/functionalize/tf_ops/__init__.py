@@ -14,7 +14,9 @@ from exporter.functionalize.tf_ops import (
     tensor_lists,
 )
 from exporter.functionalize.tf_ops.graph import GraphFunction, Library
+from exporter.functionalize.tf_ops.half_precision import at_least_float32, is_half, widened
 from exporter.functionalize.tf_ops.inspection import (
+    half_precision,
     layers_that_override_gradients,
     layers_that_read_what_they_wrote,
     random_operations,
@@ -24,8 +26,12 @@ from exporter.functionalize.tf_ops.inspection import (
 __all__ = [
     "GraphFunction",
     "Library",
+    "at_least_float32",
+    "half_precision",
+    "is_half",
     "layers_that_override_gradients",
     "layers_that_read_what_they_wrote",
     "random_operations",
     "unsupported_operations",
+    "widened",
 ]

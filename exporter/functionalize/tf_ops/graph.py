@@ -21,16 +21,18 @@ from tensorflow.python.framework import op_def_registry
 
 from exporter.errors import ExportError
 from exporter.functionalize.tf_ops import registry
+from exporter.functionalize.tf_ops.half_precision import in_float32
 
 
 class Library(Mapping[str, "GraphFunction"]):
     """The functions that a graph calls, by name, converted when first asked for.
 
     `dynamic_loops` collects the names of the loops whose number of iterations was not known when they were traced;
-    JAX cannot differentiate those in reverse.
+    JAX cannot differentiate those in reverse. `keep_half` is whether values of half precision are rounded to it.
     """
 
-    def __init__(self, function_defs: Iterable[Any]):  # noqa: D107
+    def __init__(self, function_defs: Iterable[Any], *, keep_half: bool = True):  # noqa: D107
+        self.keep_half = keep_half
         self._function_defs = {proto.signature.name: proto for proto in function_defs}
         self._functions: dict[str, GraphFunction] = {}
         self.dynamic_loops: set[str] = set()
@@ -64,11 +66,13 @@ class GraphFunction:
     """A FunctionDef as a function of JAX arrays: the values of its arguments -> the tuple of its results.
 
     A variable's handle is given as the variable's value. Numpy arguments are taken as known at trace time. Floating
-    arguments may be wider than the graph says (float64 for float32); wider values stay wide.
+    arguments may be wider than the graph says (float64 for float32); wider values stay wide. If the library does not
+    keep half precision, the function takes and computes float32 in place of float16 and bfloat16.
     """
 
     def __init__(self, proto: Any, library: Library, result: int | None = None):
         """Of the FunctionDef `proto`, all results, or only the one with the index `result`."""
+        proto = proto if library.keep_half else in_float32(proto)
         self.name = proto.signature.name
         self.argument_names = tuple(arg.name for arg in proto.signature.input_arg)
         self._protos = {node.name: node for node in proto.node_def}

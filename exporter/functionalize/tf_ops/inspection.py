@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from exporter.functionalize.tf_ops.graph import GraphFunction, layer_scope
+from exporter.functionalize.tf_ops.half_precision import half_types
 from exporter.functionalize.tf_ops.registry import is_random, is_supported
 
 
@@ -17,6 +21,12 @@ def unsupported_operations(function: GraphFunction) -> dict[str, set[str]]:
 def random_operations(function: GraphFunction) -> dict[str, set[str]]:
     """The ops that draw random numbers -> the layers that they are in."""
     return _by_operation(function, lambda node: is_random(node.op))
+
+
+def half_precision(function: GraphFunction) -> np.dtype | None:
+    """float16 or bfloat16, if any value is of that type; of both the one that rounds more."""
+    found = {dtype for _, node, _ in _all_nodes(function) for dtype in half_types(node)}
+    return max(found, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
 
 
 def layers_that_override_gradients(function: GraphFunction) -> Set[str]:
