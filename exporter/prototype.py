@@ -19,7 +19,7 @@ from jax.experimental import jax2tf
 from exporter.functionalize import FunctionalModel, functionalize
 from exporter.functionalize.model_kinds import source_of
 from exporter.functionalize.structures import leaves, map_leaves
-from exporter.functionalize.tf_ops import GraphFunction, Library
+from exporter.functionalize.tf_ops import GraphFunction, Library, widened
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.neural_tangents_bridge import (
     IMPLEMENTATIONS,
@@ -74,7 +74,8 @@ def empirical_ntk_fn_tf(
         A `tf.function` `ntk_fn(x1, x2, params)`, compiled by XLA for each new combination of shapes; `x2=None` stands
         for x1. For a model `params` is a dict from variable path to array, as from `get_apply_fn_and_params`, and
         variables that are not in it keep the value that they have now. A model with several outputs has a kernel for
-        each, in the outputs' structure.
+        each, in the outputs' structure. What the model computes in half precision is computed in float32 here, and
+        parameters of half precision are taken as float32.
 
     Raises:
         ValueError: for arguments that do not go together, here or when `ntk_fn` is called.
@@ -92,7 +93,9 @@ def empirical_ntk_fn_tf(
         _fwd=_fwd,
     )
     converted = jax2tf.convert(
-        lambda x1, x2, params, frozen: ntk_fn(x1, x2, params, frozen=frozen), native_serialization_platforms=PLATFORMS
+        # Derivatives are of the type of what they are taken with respect to, so half precision must be widened before.
+        lambda x1, x2, params, frozen: ntk_fn(x1, x2, jax.tree.map(widened, params), frozen=frozen),
+        native_serialization_platforms=PLATFORMS,
     )
     frozen = {path: tf.constant(value) for path, value in model.frozen.items()}
 
@@ -113,7 +116,8 @@ def get_apply_fn_and_params(f: Any, *, trainable_only: bool = True) -> tuple[Cal
 
     Returns:
         `(apply_fn, params)`: `apply_fn(params, x)` computes the model's outputs in inference mode, in JAX; `params` is
-        a dict from variable path to numpy array, usable as it is from TensorFlow and JAX.
+        a dict from variable path to numpy array, usable as it is from TensorFlow and JAX. What the model has in half
+        precision is float32 in both.
 
     Raises:
         ValueError: for a `tf.function`.
@@ -256,7 +260,8 @@ def _from_function(f: Any) -> _Model:
             f"{f.input_signature}; decorate it with tf.function(input_signature=[specs of params, specs of x])."
         )
     traced = f.get_concrete_function()
-    function = GraphFunction(traced.function_def, Library(traced.graph.as_graph_def().library.function))
+    library = Library(traced.graph.as_graph_def().library.function, keep_half=False)
+    function = GraphFunction(traced.function_def, library)
     signature = tuple(traced.structured_input_signature[0])
     variables = {id(variable.handle): variable for variable in traced.variables}
     captures = [
@@ -273,7 +278,7 @@ def _from_function(f: Any) -> _Model:
         _check_structure(signature, (params, x))
         args = map(jnp.asarray, tf.nest.flatten((params, x)))
         held = [jnp.asarray(frozen[c]) if isinstance(c, str) else c for c in captures]
-        results = iter(function(*args, *held))
+        results = iter(function(*map(widened, args), *map(widened, held)))
         return tf.nest.map_structure(
             lambda leaf: None if leaf is None else jnp.asarray(next(results)), traced.structured_outputs
         )

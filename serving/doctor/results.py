@@ -51,11 +51,10 @@ def _check_signature(
     median = float(np.median([seconds for _, seconds in later]))
     n = manifest["verification"]["examples"]
     difference = reference.difference(values, result)
-    rtol = max(
-        manifest["configuration"]["export"]["verify"]["rtol"],
-        _ROUNDING.get(manifest["configuration"]["ntk"]["precision"], 0.0),
-    )
-    rtol += manifest["verification"].get("at_kinks", {}).get(f"signature/{name}", 0.0)
+    configuration, verification = manifest["configuration"], manifest["verification"]
+    allowed = verification.get("rtol", configuration["export"]["verify"]["rtol"])
+    rtol = max(allowed, _ROUNDING.get(configuration["ntk"]["precision"], 0.0))
+    rtol += verification.get("at_kinks", {}).get(f"signature/{name}", 0.0)
     kind = good if difference <= rtol else bad
     words = f"within {difference:.1e} of float64 on {n} recorded examples"
     if result.shape != tuple(values["shape"]):

@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
 import exporter
 from exporter.config import SIGNATURES, ExportConfig, NtkConfig
+from exporter.errors import ExportError
 from exporter.export import explain, export_savedmodel
 from exporter.ntk.reference import reference_ntk
 from exporter.plan import signatures
@@ -431,7 +432,31 @@ def test_embeddings_by_the_default_implementation(tmp_path, dtype):
 
 def test_bfloat16_inputs(tmp_path):
     model = keras.Sequential([keras.Input((5,), dtype="bfloat16"), keras.layers.Dense(3, dtype="bfloat16")])
-    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", warmup=False, verify={"rtol": 0.1})
-    assert (
-        max(export_savedmodel(model, tmp_path, NtkConfig(), config).manifest["verification"]["errors"].values()) < 0.1
-    )
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", warmup=False)
+    manifest = export_savedmodel(model, tmp_path, NtkConfig(), config).manifest
+    assert max(manifest["verification"]["errors"].values()) < 1e-6
+    assert [spec["dtype"] for spec in manifest["inputs"]] == ["float32"]
+
+
+def test_half_precision_of_the_model_is_kept_and_judged_by_it(tmp_path):
+    layers = [keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)]
+    for layer in layers[1:]:
+        layer.dtype_policy = "mixed_bfloat16"
+    config = ExportConfig(platforms="cpu", signatures=("ntk_symmetric", "ntk_with_params", "forward"), warmup=False)
+    manifest = export_savedmodel(keras.Sequential(layers), tmp_path, NtkConfig(precision="model"), config).manifest
+    verification = manifest["verification"]
+    assert (verification["half"], verification["rtol"]) == ("bfloat16", 16 * 2**-7)
+    assert 1e-4 < max(verification["errors"].values()) < 2 * 2**-7
+    assert manifest["kernel"]["dtype"] == "float32"
+
+
+def test_overflow_of_half_precision(tmp_path):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, dtype="float16", kernel_initializer="ones")])
+    model.layers[0].kernel.assign(model.layers[0].kernel * 6e4)
+    config = ExportConfig(platforms="cpu", signatures=("ntk_diagonal", "forward"), warmup=False)
+    with pytest.raises(
+        ExportError, match=r"forward to be finite, received .*float16 holds no more .* Use ntk\.precision"
+    ):
+        export_savedmodel(model, tmp_path, NtkConfig(precision="model"), config)
+    assert not list(tmp_path.iterdir())
+    export_savedmodel(model, tmp_path, NtkConfig(), config)

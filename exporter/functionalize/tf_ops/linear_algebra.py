@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tensorflow as tf
 
 from exporter.functionalize.tf_ops.graph import Library
 from exporter.functionalize.tf_ops.registry import OpFunction, converts, simple
@@ -13,10 +14,14 @@ from exporter.functionalize.tf_ops.registry import OpFunction, converts, simple
 
 @converts("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
 def _batch_matmul(node: Any, library: Library) -> OpFunction:
+    """The product may be of another type than the factors: of 8-bit integers it has 32."""
     adjoint_x, adjoint_y = node.attr["adj_x"].b, node.attr["adj_y"].b
+    result = tf.as_dtype(node.attr["Tout"].type) if "Tout" in node.attr else None
+    integers = result.as_numpy_dtype if result is not None and result.is_integer else None
 
     def multiply(x: Any, y: Any) -> jax.Array:
-        return jnp.matmul(_adjoint(x) if adjoint_x else x, _adjoint(y) if adjoint_y else y)
+        x, y = _adjoint(x) if adjoint_x else x, _adjoint(y) if adjoint_y else y
+        return jnp.matmul(x, y, preferred_element_type=integers)
 
     return multiply
 

@@ -17,6 +17,8 @@ are made once, not for each pair, and the shared form is Σ_{b, t} <a[n, b, t], 
 
 Features are laid out such that with D = K = B = 1, as it mostly is, each product is one of plain matrices, the sum over
 their last axes: XLA:CPU transposes whatever is arranged otherwise, at several times the cost of the product.
+
+Features may be of half precision, where a model computes in it. What is added up here is at least float32.
 """
 
 from __future__ import annotations
@@ -145,7 +147,7 @@ def by_position(d: Array, outputs: tuple[int, int, int]) -> Array:
 
 def shared_products(d: Array, outputs: tuple[int, int, int]) -> Array:
     """M (D, K, K, B, T, T) of the D (R, B, T, J) that all examples have."""
-    d = jnp.moveaxis(by_position(d, outputs), 1, 0)  # (K, D, B, T, C J)
+    d = jnp.moveaxis(by_position(_summable(d), outputs), 1, 0)  # (K, D, B, T, C J)
     return jnp.einsum("kdbtm,ldbum->dklbtu", d, d)
 
 
@@ -191,8 +193,13 @@ def contract(features1: dict[str, list[Any]], features2: dict[str, list[Any]]) -
     total: Array = 0.0
     for form, fn in FORMS.items():
         for part1, part2 in zip(features1[form], features2[form], strict=True):
-            total = total + fn(*part1, *part2)
+            total = total + fn(*map(_summable, part1), *map(_summable, part2))
     return total
+
+
+def _summable(a: Array) -> Array:
+    """Half precision as float32, in which products of such numbers are exact and their sums nearly so."""
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32)) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
 def contract_sides(features: dict[str, list[Any]], n1: int) -> Array:

@@ -165,17 +165,17 @@ class TestMessages:
             ),
             (
                 "ntk: {precision: Float32}",
-                "ntk.precision: expected one of float32, tensorfloat32, bfloat16, float64, got 'Float32'; "
+                "ntk.precision: expected one of float32, tensorfloat32, bfloat16, float64, model, got 'Float32'; "
                 "did you mean 'float32'?",
             ),
             (
                 "ntk: {precision: tf32}",
-                "ntk.precision: expected one of float32, tensorfloat32, bfloat16, float64, got 'tf32'; "
+                "ntk.precision: expected one of float32, tensorfloat32, bfloat16, float64, model, got 'tf32'; "
                 "did you mean 'tensorfloat32'?",
             ),
             (
                 "ntk: {precision: [float32]}",
-                "ntk.precision: expected one of float32, tensorfloat32, bfloat16, float64, got ['float32']; "
+                "ntk.precision: expected one of float32, tensorfloat32, bfloat16, float64, model, got ['float32']; "
                 "did you mean 'float32'?",
             ),
             ("ntk: {vmap_axes: 1}", "ntk.vmap_axes: expected one of auto, 0, null, got 1"),

@@ -81,6 +81,28 @@ def test_served_is_the_model_otherwise(mlp):
     assert mlp.kernel_dtype == "float32"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision", "shown"),
+    [
+        ("mixed_float16", "float32", "float32, also where the model has float16"),
+        ("mixed_float16", "model", "model: float16 where the model has it"),
+        ("float32", "model", "model: float32, since it has no half precision"),
+        ("float32", "float32", "float32"),
+    ],
+)
+def test_precision_that_is_shown(dtype, precision, shown):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype=dtype)])
+    plan = make_plan(model, NtkConfig(precision=precision), ExportConfig())
+    assert dict(plan.rows())["precision"] == shown
+    assert plan.kernel_dtype == "float32"
+
+
+def test_outputs_that_overflow_half_precision_are_not_compared():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_float16")])
+    model.layers[0].kernel.assign(model.layers[0].kernel * 1e6)
+    make_plan(model, NtkConfig(), ExportConfig())
+
+
 # Whether examples influence each other
 
 
