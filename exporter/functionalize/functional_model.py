@@ -14,6 +14,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
+from exporter.functionalize.quantization import given_gradients
 from exporter.functionalize.tf_ops import (
     GraphFunction,
     Library,
@@ -86,6 +87,8 @@ def functionalize(
     called = traced.function.graph.as_graph_def().library.function
     library = Library(called, keep_half=keep_half)
     function = GraphFunction(traced.function.function_def, library, result=index)
+    given = given_gradients(traced.function, function, keep_half=keep_half)
+    function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
     half = half_precision(GraphFunction(traced.function.function_def, Library(called), result=index))
     _check_operations(traced.name, function)
     captures = _captures(traced)

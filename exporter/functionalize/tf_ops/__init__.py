@@ -13,7 +13,7 @@ from exporter.functionalize.tf_ops import (
     pooling,
     tensor_lists,
 )
-from exporter.functionalize.tf_ops.graph import GraphFunction, Library
+from exporter.functionalize.tf_ops.graph import Edge, GraphFunction, Library, Replacement
 from exporter.functionalize.tf_ops.half_precision import at_least_float32, is_half, widened
 from exporter.functionalize.tf_ops.inspection import (
     half_precision,
@@ -24,8 +24,10 @@ from exporter.functionalize.tf_ops.inspection import (
 )
 
 __all__ = [
+    "Edge",
     "GraphFunction",
     "Library",
+    "Replacement",
     "at_least_float32",
     "half_precision",
     "is_half",

@@ -57,6 +57,14 @@ class Edge:
     index: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Replacement:
+    """Another function for a node, which takes the node's inputs and, after them, further values of the graph."""
+
+    inputs: tuple[Edge, ...]
+    function: registry.OpFunction
+
+
 def layer_scope(node_name: str) -> str:
     """The name scope of a node, which Keras names after the layers: 'model/dense/MatMul' -> 'model/dense'."""
     return node_name.rpartition("/")[0] or node_name
@@ -70,13 +78,19 @@ class GraphFunction:
     keep half precision, the function takes and computes float32 in place of float16 and bfloat16.
     """
 
-    def __init__(self, proto: Any, library: Library, result: int | None = None):
-        """Of the FunctionDef `proto`, all results, or only the one with the index `result`."""
+    def __init__(
+        self,
+        proto: Any,
+        library: Library,
+        result: int | None = None,
+        replacements: Mapping[str, Replacement] | None = None,
+    ):
+        """Of the FunctionDef `proto`, all results, or only the one with the index `result`; replacements by node."""
         proto = proto if library.keep_half else in_float32(proto)
         self.name = proto.signature.name
         self.argument_names = tuple(arg.name for arg in proto.signature.input_arg)
         self._protos = {node.name: node for node in proto.node_def}
-        self._library = library
+        self._library, self._replacements = library, replacements or {}
         results = proto.signature.output_arg if result is None else [proto.signature.output_arg[result]]
         self._results = tuple(self._edge(proto.ret[arg.name]) for arg in results)
 
@@ -136,6 +150,8 @@ class GraphFunction:
         return tuple(values[edge.name][edge.index] for edge in self._results)
 
     def _convert(self, node: Any) -> registry.OpFunction:
+        if node.name in self._replacements:
+            return self._replacements[node.name].function
         clamped = self._clamped_constant(node)
         if clamped is not None:
             return lambda *operands: clamped
@@ -175,7 +191,9 @@ class GraphFunction:
 
     def inputs(self, node: Any) -> Iterator[Edge]:
         """The values that a node takes, control dependencies aside."""
-        return (self._edge(text) for text in node.input if not text.startswith("^"))
+        yield from (self._edge(text) for text in node.input if not text.startswith("^"))
+        if node.name in self._replacements:
+            yield from self._replacements[node.name].inputs
 
     def _sorted_nodes(self, wanted: Iterable[str]) -> Iterator[Any]:
         done = set(self.argument_names)
