@@ -116,14 +116,18 @@ def functionalize(
             f"Output {output_spec.name!r} of {traced.name!r} does not depend upon any of the variables chosen by "
             f"`trainable`, so its kernel is zero; received {trainable!r}."
         )
-    _check_differentiable(traced, library, call, values, chosen)
-    if overridden := layers_that_override_gradients(function):
-        check_gradients(traced, index, call, values, chosen, overridden, half)
     unused = {v.path: np.broadcast_to(np.zeros((), v.dtype), v.shape) for v in variables if v.path not in used}
+
+    def call_with_used(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
+        return call({**unused, **params}, inputs)
+
+    _check_differentiable(traced, library, call_with_used, values, chosen)
+    if overridden := layers_that_override_gradients(function):
+        check_gradients(traced, index, call_with_used, values, chosen, overridden, half)
 
     def apply_fn(trainable: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
         params = {path: jnp.asarray(value) for path, value in {**frozen, **trainable}.items()}
-        return call({**unused, **params}, inputs)
+        return call_with_used(params, inputs)
 
     return FunctionalModel(
         name=traced.name,
