@@ -84,13 +84,12 @@ def functionalize(
     """
     traced = trace(model)
     index = _output_index(traced, output)
-    called = traced.function.graph.as_graph_def().library.function
-    library = Library(called, keep_half=keep_half)
+    half = half_precision(GraphFunction(traced.function.function_def, _library(traced, keep_half=True), result=index))
+    library = _library(traced, keep_half)
     function = GraphFunction(traced.function.function_def, library, result=index)
-    given = given_gradients(traced.function, function, keep_half=keep_half)
-    function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
-    half = half_precision(GraphFunction(traced.function.function_def, Library(called), result=index))
     _check_operations(traced.name, function)
+    if given := given_gradients(traced.function, function, keep_half=keep_half):
+        function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
     captures = _captures(traced)
     dtypes = [np.dtype(spec.dtype) for spec in traced.inputs] + [None if c is None else c.dtype for c in captures]
 
@@ -141,6 +140,10 @@ def functionalize(
         original=lambda inputs: traced.call(inputs)[index].numpy(),
         half=half,
     )
+
+
+def _library(traced: TracedModel, keep_half: bool) -> Library:
+    return Library(traced.function.graph.as_graph_def().library.function, keep_half=keep_half)
 
 
 def _entering(value: Any, dtype: np.dtype | None, keep_half: bool) -> Any:
