@@ -210,7 +210,8 @@ def _change(expected: np.ndarray, received: np.ndarray) -> float:
     """The largest difference relative to the largest expected number; what neither side has finite does not count."""
     either = np.isfinite(expected) | np.isfinite(received)
     scale = np.max(np.abs(expected), initial=np.finfo(np.float32).tiny, where=np.isfinite(expected))
-    return float(np.max(np.abs(expected - received), initial=0.0, where=either) / scale)
+    with np.errstate(invalid="ignore"):  # inf - inf, where neither is
+        return float(np.max(np.abs(expected - received), initial=0.0, where=either) / scale)
 
 
 def _spec(name: str, shape: tuple[int | None, ...], dtype: str) -> str:
