@@ -15,6 +15,7 @@ _UNITS = {
     **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
     **{prefix + "b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
 }
+_LARGEST_SIZE = 2**31 - 1  # of an axis, which XLA counts in 32 bits
 # What people write for a value that is spelt otherwise here, where the nearest spelling would mislead.
 _OTHER_NAMES = {
     "gpu": ("cuda", "rocm"),
@@ -127,6 +128,26 @@ class Checks:
         axes = tuple(int(axis) for axis in entries)
         self._no_duplicates(key, axes)
         return axes
+
+    def shapes(self, key: str, value: object) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """A list of sizes, or a mapping from names to such lists."""
+        if not isinstance(value, Mapping):
+            return self._sizes(key, value)
+        if not value or not all(isinstance(name, str) and name for name in value):
+            self.wrong(key, "a list of sizes, or a mapping from names of inputs to lists of sizes", dict(value))
+            return ()
+        return {name: self._sizes(f"{key}.{name}", sizes) for name, sizes in value.items()}
+
+    def _sizes(self, key: str, value: object) -> tuple[int, ...]:
+        """A list of sizes of axes, at least one; a single whole number stands for a list of one."""
+        entries = (value,) if is_int(value) else value
+        if isinstance(entries, str) or not isinstance(entries, Sequence) or not entries:
+            self.wrong(key, "a list of sizes, at least one", value)
+            return ()
+        for entry in entries:
+            if not is_int(entry) or not 1 <= entry <= _LARGEST_SIZE:
+                self.wrong(key, f"sizes that are whole numbers from 1 to {_LARGEST_SIZE}", entry)
+        return tuple(int(entry) for entry in entries if is_int(entry))
 
     def boolean(self, key: str, value: object) -> bool:
         """True or False, and no other value that counts as one of them."""

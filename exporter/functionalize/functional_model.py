@@ -14,6 +14,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
+from exporter.functionalize.input_shapes import InputShapes
 from exporter.functionalize.tf_ops import (
     GraphFunction,
     Library,
@@ -52,7 +53,11 @@ class FunctionalModel:
 
 
 def functionalize(
-    model: Any, *, trainable: str | Sequence[str] = "*", output: str | int | None = None
+    model: Any,
+    *,
+    trainable: str | Sequence[str] = "*",
+    output: str | int | None = None,
+    input_shapes: InputShapes | None = None,
 ) -> FunctionalModel:
     """Turns a model into a pure JAX function.
 
@@ -62,11 +67,13 @@ def functionalize(
       trainable: glob patterns of the paths of the variables that the kernel is over, among the model's trainable
         ones; "!" before a pattern excludes.
       output: name or index of the output, needed if there are several.
+      input_shapes: sizes for axes of inputs that the model leaves open, in their order, by input; of a model with one
+        input also these sizes alone.
 
     Raises:
-      ExportError: the model, a pattern or the output cannot be used; the message says what to do.
+      ExportError: the model, a pattern, a size or the output cannot be used; the message says what to do.
     """
-    traced = trace(model)
+    traced = trace(model, input_shapes)
     index = _output_index(traced, output)
     library = Library(traced.function.graph.as_graph_def().library.function)
     function = GraphFunction(traced.function.function_def, library, result=index)

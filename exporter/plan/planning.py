@@ -146,7 +146,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
       ExportError: the model or the configuration cannot be exported.
     """
     check_together(ntk, export)
-    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output)
+    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output, input_shapes=export.input_shapes)
     rank = len(functional.output.shape)
     trace_axes, diagonal_axes = check_axes(ntk, rank)
     ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
