@@ -83,7 +83,7 @@ def trace(model: Any, input_shapes: InputShapes | None = None) -> TracedModel:
         raise
     except Exception as error:
         shapes = ", ".join(str(_to_spec(spec)) for spec in specs)
-        cure = "; take other sizes in export.input_shapes" if input_shapes else ""
+        cure = "; it takes other sizes only (export.input_shapes)" if input_shapes else ""
         raise ExportError(
             f"{source.name!r} cannot be called in inference mode on inputs {shapes}: {_cause(error)}{cure}"
         ) from error

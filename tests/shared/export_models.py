@@ -42,8 +42,8 @@ def many_outputs() -> keras.Model:
 
 
 def lstm() -> keras.Model:
-    """A loop that reverse mode has to go through."""
-    model = keras.Sequential([keras.Input((3, 2)), L.LSTM(3), L.Dense(2)])
+    """A loop that reverse mode has to go through, of a length that the model leaves open."""
+    model = keras.Sequential([keras.Input((None, 2)), L.LSTM(3), L.Dense(2)])
     models.randomize(model.variables)
     return model
 
@@ -75,7 +75,7 @@ EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "many_outputs": (many_outputs, NtkConfig(), ExportConfig(**CPU)),
     "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
     "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(**CPU)),
-    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"), **CPU)),
+    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"), input_shapes=(3,), **CPU)),
     "module": (
         zoo("tf_module"),
         NtkConfig(**STRUCTURED),

@@ -230,8 +230,8 @@ ASKED = "Expected the inputs of 'both' to have known sizes but for the batch axi
             image_of_any_size,
             (4, 9),
             "'picture' cannot be called in inference mode on inputs image: float32[?, 4, 9, 3]: Exception encountered "
-            "when calling MaxPooling2D.call(). Negative dimension size caused by subtracting 2 from 1; take other "
-            "sizes in export.input_shapes",
+            "when calling MaxPooling2D.call(). Negative dimension size caused by subtracting 2 from 1; it takes "
+            "other sizes only (export.input_shapes)",
         ),
     ],
 )
