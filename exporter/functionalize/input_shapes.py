@@ -29,7 +29,8 @@ def fix_sizes(model: str, inputs: Sequence[tf.TensorSpec], shapes: InputShapes |
     """
     specs = {spec.name: spec for spec in inputs}
     given = _by_name(model, specs, shapes)
-    problems = [_unknown(name, model, specs) for name in given if name not in specs]
+    unknown = [name for name in given if name not in specs]
+    problems = [_unknown(unknown, model, specs)] if unknown else []
     problems += [
         _wrong_number(specs[name], sizes)
         for name, sizes in given.items()
@@ -62,9 +63,10 @@ def _by_name(model: str, specs: Mapping[str, tf.TensorSpec], shapes: InputShapes
     )
 
 
-def _unknown(name: str, model: str, known: Mapping[str, tf.TensorSpec]) -> str:
-    hint = did_you_mean(name, known).removesuffix("?")
-    return f"expected names of inputs of {model!r} ({', '.join(known)}), received {name!r}{hint}"
+def _unknown(names: Sequence[str], model: str, known: Mapping[str, tf.TensorSpec]) -> str:
+    hints = [did_you_mean(name, known).removeprefix("; ") for name in names]
+    received = ", ".join(f"{name!r}" + f" ({hint})" * bool(hint) for name, hint in zip(names, hints, strict=True))
+    return f"expected names of inputs of {model!r} ({', '.join(known)}), received {received}"
 
 
 def _wrong_number(spec: tf.TensorSpec, sizes: Sequence[int]) -> str:

@@ -208,11 +208,11 @@ ASKED = "Expected the inputs of 'both' to have known sizes but for the batch axi
         ),
         (
             several_inputs,
-            {"token": (5,), "weight": (3,), "image": (4,)},
-            "export.input_shapes: expected names of inputs of 'both' (tokens, weight, image), received 'token'; did "
-            "you mean 'tokens'; input 'weight' of shape (None, 3) has no open axis but the batch axis, received [3] "
-            "for it; leave it out, or build the model with None there; expected 2 sizes, one for each open axis of "
-            "input 'image' of shape (None, None, None, 2) but the batch axis, received [4].",
+            {"token": (5,), "x": (1,), "weight": (3,), "image": (4,)},
+            "export.input_shapes: expected names of inputs of 'both' (tokens, weight, image), received 'token' "
+            "(did you mean 'tokens'?), 'x'; input 'weight' of shape (None, 3) has no open axis but the batch axis, "
+            "received [3] for it; leave it out, or build the model with None there; expected 2 sizes, one for each "
+            "open axis of input 'image' of shape (None, None, None, 2) but the batch axis, received [4].",
         ),
         (
             tokens_of_any_length,
