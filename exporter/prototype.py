@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from jax.experimental import jax2tf
 
+from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.functionalize.model_kinds import source_of
 from exporter.functionalize.sizes_of_calls import ModelAtSizesOfCalls
@@ -194,6 +195,12 @@ def _layerwise_ntk_fn(
 def _from_model(f: Any, trainable_only: bool) -> _Model:
     models_of = ModelAtSizesOfCalls(f)
     models = models_of.example
+    if (first := models[0]).front is not None:
+        raise ExportError(
+            f"Expected a model whose operations all have a JAX form, received {first.name!r} with "
+            f"{', '.join(first.front.operations)} in front of its variables; export it by export_savedmodel, or pass "
+            "the part behind them."
+        )
     structure = _output_structure(f) if len(models) > 1 else 0
     trainable = {path: value for model in models for path, value in model.trainable.items()}
     others = {path: value for model in models for path, value in model.frozen.items() if path not in trainable}

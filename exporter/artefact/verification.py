@@ -18,7 +18,6 @@ from exporter.artefact.reloading import run_saved_model
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
-from exporter.plan.sampling import sample_inputs
 from exporter.progress import Note
 from serving.shared import reference
 
@@ -44,7 +43,8 @@ class Verification:
       seconds: to load, and of the first call of everything, in a fresh process; and of the whole verification.
       left_out: requests, "signature/examples", for which there was no time.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
-        were called with all examples and with the first half of them.
+        were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
+      inputs: these examples of each input, as `serving.shared.reference` keeps them; None if it can make them again.
     """
 
     examples: int
@@ -56,6 +56,7 @@ class Verification:
     seconds: Mapping[str, float]
     left_out: Sequence[str]
     reference: Mapping[str, Any]
+    inputs: Sequence[Any] | None
 
     @property
     def worst(self) -> float:
@@ -108,11 +109,12 @@ def verify(
         says where.
     """
     start = time.monotonic()
+    own = model.examples(config.examples)
     parameter_sets = 1 + ("ntk_with_params" in signatures)
     oracle = oracle_of(
         model,
         ntk,
-        sample_inputs(model.inputs, config.examples),
+        model.behind_front(own),
         coupled=coupled,
         flops=flops,
         seconds=config.seconds,
@@ -120,8 +122,9 @@ def verify(
         note=note,
     )
     n = oracle.examples
-    x = sample_inputs(model.inputs, n)
-    sides = {"x": x, "x1": x, "x2": tuple(a[: reference.few(n)] for a in x)}
+    own = tuple(a[:n] for a in own)
+    x = model.behind_front(own)
+    sides = _sides(x)
     params = _perturbed(model.trainable)
     expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
     if "forward" in signatures:
@@ -130,7 +133,9 @@ def verify(
     left = max(SHARE * config.seconds, config.seconds - (time.monotonic() - start))
     requests = {} if coupled else requests
     small = _SMALL_REQUEST / max(flops, 1.0)
-    outputs, seconds, left_out = run_saved_model(saved_model, served, sides, params, signatures, requests, small, left)
+    outputs, seconds, left_out = run_saved_model(
+        saved_model, served, _sides(own), params, signatures, requests, small, left
+    )
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}
@@ -163,8 +168,16 @@ def verify(
                 "ntk.precision: float64."
             )
     recorded = {name: reference.record(expected[name]) for name in signatures if name != "ntk_with_params"}
+    inputs = None if model.examples.reproducible else reference.record_examples(own)
+    if inputs is None and not model.examples.reproducible:
+        recorded = {}  # nobody could ask for them again
     seconds = {**seconds, "all": time.monotonic() - start}
-    return Verification(n, oracle.proof, errors, at_kinks, asymmetry, smallest, seconds, left_out, recorded)
+    return Verification(n, oracle.proof, errors, at_kinks, asymmetry, smallest, seconds, left_out, recorded, inputs)
+
+
+def _sides(x: tuple[np.ndarray, ...]) -> dict[str, tuple[np.ndarray, ...]]:
+    """The examples that signatures are called with: of pairs all of them with a few."""
+    return {"x": x, "x1": x, "x2": tuple(a[: reference.few(len(x[0]))] for a in x)}
 
 
 def _perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
@@ -97,6 +98,13 @@ class Checks:
         if is_int(value) and value >= 0:
             return int(value)
         self.wrong(key, "a name, an index from 0, or null", value, _boolean_hint(value))
+        return None
+
+    def path(self, key: str, value: object) -> str | None:
+        """The path of a file, as a text or a Path, or None."""
+        if value is None or (isinstance(value, str | os.PathLike) and os.fspath(value)):
+            return None if value is None else str(os.fspath(value))
+        self.wrong(key, "the path of a file, or null", value)
         return None
 
     def choices(self, key: str, value: object, known: Sequence[str]) -> tuple[str, ...]:

@@ -116,6 +116,8 @@ class ExportConfig:
       verify: how the SavedModel is verified; also a mapping of its fields.
       input_shapes: sizes for the axes that the model leaves open besides the batch axis, in their order: (128,), or
         with several inputs by their names: {"tokens": (128,), "image": (64, 64)}.
+      examples: path of a .npz or .zarr file with real inputs by name (`x` for a single one), with which the model is
+        checked and the SavedModel verified; None to draw them, texts from the vocabularies in the model.
 
     Raises:
       ConfigError: with all problems of the given values.
@@ -127,6 +129,7 @@ class ExportConfig:
     warmup: bool = True
     verify: VerifyConfig = dataclasses.field(default_factory=VerifyConfig)
     input_shapes: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = dataclasses.field(default=None, hash=False)
+    examples: str | None = None
 
     def __post_init__(self) -> None:
         """Checks all values and brings them into the types above."""
@@ -142,6 +145,7 @@ class ExportConfig:
             verify = _verify_config(self.verify)
         except ConfigError as error:
             checks.adopt(error)
+        examples = checks.path("examples", self.examples)
         checks.finish()
         _keep(
             self,
@@ -151,6 +155,7 @@ class ExportConfig:
             memory_budget=memory_budget,
             warmup=warmup,
             verify=verify,
+            examples=examples,
         )
 
     @property

@@ -15,6 +15,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
 from exporter.functionalize.input_shapes import InputShapes
+from exporter.functionalize.examples import Examples
+from exporter.functionalize.front import Front
+from exporter.functionalize.splitting import Splitting, with_layers
 from exporter.functionalize.tf_ops import (
     GraphFunction,
     Library,
@@ -46,10 +49,17 @@ class FunctionalModel:
     trainable: Mapping[str, np.ndarray]
     frozen: Mapping[str, np.ndarray]
     excluded: frozenset[str]  # those of `frozen` that are trainable in the model, but excluded by pattern
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]  # of apply_fn
+    signature_inputs: tuple[TensorSpec, ...]  # the model's own; others than `inputs` if there is a front
+    front: Front | None  # makes `inputs` of the model's own, where some of its operations stay TensorFlow
+    examples: Examples  # of the model's own inputs
     output: TensorSpec
     outputs: tuple[TensorSpec, ...]  # all of the model's
     original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
+
+    def behind_front(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """What apply_fn takes, of the model's own inputs."""
+        return inputs if self.front is None else self.front.run(inputs)
 
 
 def functionalize(
@@ -58,6 +68,7 @@ def functionalize(
     trainable: str | Sequence[str] = "*",
     output: str | int | None = None,
     input_shapes: InputShapes | None = None,
+    examples: Mapping[str, np.ndarray] | None = None,
 ) -> FunctionalModel:
     """Turns a model into a pure JAX function.
 
@@ -69,6 +80,7 @@ def functionalize(
       output: name or index of the output, needed if there are several.
       input_shapes: sizes for axes of inputs that the model leaves open, in their order, by input; of a model with one
         input also these sizes alone.
+      examples: real inputs by name, to check the model with; without them they are drawn.
 
     Raises:
       ExportError: the model, a pattern, a size or the output cannot be used; the message says what to do.
@@ -78,16 +90,24 @@ def functionalize(
     library = Library(traced.function.graph.as_graph_def().library.function)
     function = GraphFunction(traced.function.function_def, library, result=index)
     _check_operations(traced.name, function)
-    captures = _captures(traced)
+    overridden = layers_that_override_gradients(function)
+    front: Front | None = None
+    specs, captures = traced.inputs, traced.captures
+    if unsupported_operations(function) or any(spec.dtype == "string" for spec in traced.inputs):
+        splitting = Splitting(traced, library, index)
+        sample = Examples(traced.inputs, splitting.vocabularies, examples)
+        front, specs, function, captures = splitting.split(sample)
+    else:
+        sample = Examples(traced.inputs, {}, examples)
 
     def call(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
-        if len(inputs) != len(traced.inputs):
-            raise ValueError(f"Expected {len(traced.inputs)} inputs, received {len(inputs)}.")
+        if len(inputs) != len(specs):
+            raise ValueError(f"Expected {len(specs)} inputs, received {len(inputs)}.")
         values = [params[c.path] if isinstance(c, ModelVariable) else c for c in captures]
         return jnp.asarray(function(*map(jnp.asarray, inputs), *values)[0])
 
     variables = [c for c in captures if isinstance(c, ModelVariable)]
-    output_spec, used = _trace_once(traced, index, call, variables)
+    output_spec, used = _trace_once(traced, index, call, specs, variables)
     paths = [v.path for v in traced.variables if v.trainable]
     if not paths:
         raise ExportError(
@@ -101,9 +121,9 @@ def functionalize(
             f"Output {output_spec.name!r} of {traced.name!r} does not depend upon any of the variables chosen by "
             f"`trainable`, so its kernel is zero; received {trainable!r}."
         )
-    _check_differentiable(traced, library, call, values, chosen)
-    if overridden := layers_that_override_gradients(function):
-        check_gradients(traced, index, call, values, chosen, overridden)
+    _check_differentiable(traced, library, call, specs, values, chosen)
+    if overridden:
+        check_gradients(traced, index, call, values, chosen, overridden, front and (front, sample))
     unused = {v.path: np.broadcast_to(np.zeros((), v.dtype), v.shape) for v in variables if v.path not in used}
 
     def apply_fn(trainable: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
@@ -116,7 +136,10 @@ def functionalize(
         trainable={path: value for path, value in values.items() if path in chosen},
         frozen={path: value for path, value in values.items() if path not in chosen},
         excluded=frozenset(values) & (frozenset(paths) - chosen),
-        inputs=traced.inputs,
+        inputs=specs,
+        signature_inputs=traced.inputs,
+        front=front,
+        examples=sample,
         output=output_spec,
         outputs=traced.outputs,
         original=lambda inputs: traced.function(*map(tf.convert_to_tensor, inputs))[index].numpy(),
@@ -147,13 +170,7 @@ def _check_operations(model_name: str, function: GraphFunction) -> None:
     if random := random_operations(function):
         raise ExportError(
             f"Expected the output of {model_name!r} to be determined by its inputs and variables, received random "
-            f"operations: {_with_layers(random)}. Remove them, or make them depend on training=True."
-        )
-    if unsupported := unsupported_operations(function):
-        raise ExportError(
-            f"Expected {model_name!r} to consist of operations that can be converted to JAX, received "
-            f"{_with_layers(unsupported)}. Replace these layers, or move them before the model if they are "
-            "preprocessing."
+            f"operations: {with_layers(random)}. Remove them, or make them depend on training=True."
         )
     if layers := layers_that_read_what_they_wrote(function):
         raise ExportError(
@@ -162,29 +179,17 @@ def _check_operations(model_name: str, function: GraphFunction) -> None:
         )
 
 
-def _with_layers(operations: Mapping[str, set[str]]) -> str:
-    return "; ".join(f"{op} (in {', '.join(sorted(layers))})" for op, layers in sorted(operations.items()))
-
-
-def _captures(traced: TracedModel) -> list[Any]:
-    """What the graph captures, in its order: ModelVariables, and constants as numpy arrays."""
-    by_handle = {id(v.variable.handle): v for v in traced.variables}
-    captures: list[Any] = []
-    for tensor in traced.function.captured_inputs:
-        if tensor.dtype == tf.resource:
-            captures.append(by_handle.get(id(tensor)))  # None: a lookup table, whose ops are not supported
-        else:
-            captures.append(tensor.numpy())
-    return captures
-
-
 def _trace_once(
-    traced: TracedModel, index: int, call: Callable[..., jax.Array], variables: Sequence[ModelVariable]
+    traced: TracedModel,
+    index: int,
+    call: Callable[..., jax.Array],
+    specs: Sequence[TensorSpec],
+    variables: Sequence[ModelVariable],
 ) -> tuple[TensorSpec, set[str]]:
     """The chosen output's spec, and the paths of the variables that it depends upon."""
     batch = 13  # no size that a model is likely to be fixed to
     params = {v.path: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables}
-    inputs = tuple(jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
+    inputs = tuple(jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for spec in specs)
     jaxpr, result = jax.make_jaxpr(call, return_shape=True)(params, inputs)
     name = traced.outputs[index].name
     if not jnp.issubdtype(result.dtype, jnp.floating):
@@ -217,7 +222,12 @@ def _value(variable: ModelVariable) -> np.ndarray:
 
 
 def _check_differentiable(
-    traced: TracedModel, library: Library, call: Callable[..., jax.Array], values: Arrays, chosen: set[str]
+    traced: TracedModel,
+    library: Library,
+    call: Callable[..., jax.Array],
+    specs: Sequence[TensorSpec],
+    values: Arrays,
+    chosen: set[str],
 ) -> None:
     """ExportError if a loop whose number of iterations depends on data lies between a chosen variable and the output.
 
@@ -225,7 +235,7 @@ def _check_differentiable(
     """
     if not library.dynamic_loops:
         return
-    inputs = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
+    inputs = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in specs)
     trainable = {path: value for path, value in values.items() if path in chosen}
     frozen = {path: value for path, value in values.items() if path not in chosen}
 

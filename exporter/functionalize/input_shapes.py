@@ -38,13 +38,15 @@ def fix_sizes(model: str, inputs: Sequence[tf.TensorSpec], shapes: InputShapes |
     ]
     if problems:
         raise ExportError(f"{_KEY}: {'; '.join(problems)}.")
-    if missing := [spec for spec in inputs if _count_open(spec) and spec.name not in given]:
+    # What a model makes of texts may have a known size, whatever theirs is.
+    numbers = [spec for spec in inputs if spec.dtype != tf.string]
+    if missing := [spec for spec in numbers if _count_open(spec) and spec.name not in given]:
         raise ExportError(
             f"Expected the inputs of {model!r} to have known sizes but for the batch axis, received "
             f"{_described(*missing)}; set {_KEY} to the sizes of the open axes, for instance "
             f"{_example(specs, given)}, or build the model with known sizes."
         )
-    return [_with_sizes(spec, given.get(spec.name, ())) for spec in inputs]
+    return [_with_sizes(spec, given[spec.name]) if spec.name in given else spec for spec in inputs]
 
 
 def _by_name(model: str, specs: Mapping[str, tf.TensorSpec], shapes: InputShapes | None) -> dict[str, Sequence[int]]:

@@ -57,6 +57,20 @@ class TracedModel:
     outputs: tuple[TensorSpec, ...]
     variables: tuple[ModelVariable, ...]
 
+    @property
+    def specs(self) -> list[tf.TensorSpec]:
+        """The inputs as TensorFlow describes them."""
+        return [tf.TensorSpec(spec.shape, spec.dtype) for spec in self.inputs]
+
+    @property
+    def captures(self) -> list[Any]:
+        """What the graph captures, in its order: ModelVariables, constants as arrays, handles of other resources."""
+        by_handle = {id(v.variable.handle): v for v in self.variables}
+        return [
+            by_handle.get(id(tensor), tensor) if tensor.dtype == tf.resource else tensor.numpy()
+            for tensor in self.function.captured_inputs
+        ]
+
 
 def trace(model: Any, input_shapes: InputShapes | None = None) -> TracedModel:
     """Traces a model, with these sizes for the axes of its inputs that it leaves open.
@@ -116,15 +130,14 @@ def _to_spec(spec: tf.TensorSpec) -> TensorSpec:
 
 
 def _with_batch_axis(named: InputSpec, source: Source) -> tf.TensorSpec:
-    """The spec with an open batch axis; ExportError if it is not a dense numeric tensor of known rank."""
+    """The spec with an open batch axis; ExportError if it is not a dense tensor of known rank, of texts or numbers."""
     what, spec = f"Input {named.name!r} of {source.name!r}", named.spec
     if not isinstance(spec, tf.TensorSpec):
         kind = type(spec).__name__.removesuffix("Spec")
         raise ExportError(f"{what} must be a dense tensor, received a {kind}; convert it before the model.")
-    if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
+    if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool or spec.dtype == tf.string):
         raise ExportError(
-            f"{what} must be floating or integer, received {spec.dtype.name}; move the preprocessing of it (for "
-            "instance StringLookup or TextVectorization) before the model."
+            f"{what} must be floating, integer or string, received {spec.dtype.name}; convert it before the model."
         )
     if spec.shape.rank is None or spec.shape.rank == 0:
         raise ExportError(f"{what} must have a batch axis and a known rank, received shape {spec.shape}.")

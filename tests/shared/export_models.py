@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import models
 import numpy as np
+import preprocessing_models
 import tensorflow as tf
 
 from exporter.config import ExportConfig, NtkConfig
@@ -98,6 +99,18 @@ EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     ),
 }
 
+# With operations in front of the kernel that stay TensorFlow; their inputs cannot be random numbers.
+PREPROCESSED: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
+    "sentences": (preprocessing_models.sentences, NtkConfig(), ExportConfig(**CPU)),
+    "pictures": (
+        preprocessing_models.decoding,
+        NtkConfig(**STRUCTURED),
+        ExportConfig(
+            signatures=("ntk_diagonal", "forward"), examples=preprocessing_models.pictures_file(), warmup=False, **CPU
+        ),
+    ),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
@@ -146,8 +159,8 @@ class Exported:
 
 
 def export(name: str, directory: Path) -> Exported:
-    """Exports one of EXPORTS below `directory`, unless another process of these tests has done so already."""
-    build, ntk, config = EXPORTS[name]
+    """Exports one of EXPORTS or PREPROCESSED below `directory`, unless another process of the tests has done so."""
+    build, ntk, config = {**EXPORTS, **PREPROCESSED}[name]
     keras.utils.clear_session()  # so that variables have the same names in all processes
     model = build()
     plan = make_plan(model, ntk, config)

@@ -13,19 +13,24 @@ from exporter.functionalize.tf_ops import (
     pooling,
     tensor_lists,
 )
-from exporter.functionalize.tf_ops.graph import GraphFunction, Library
+from exporter.functionalize.tf_ops.flattening import flattened
+from exporter.functionalize.tf_ops.graph import Edge, GraphFunction, Library
 from exporter.functionalize.tf_ops.inspection import (
     layers_that_override_gradients,
     layers_that_read_what_they_wrote,
+    operations_without_jax,
     random_operations,
     unsupported_operations,
 )
 
 __all__ = [
+    "Edge",
     "GraphFunction",
     "Library",
+    "flattened",
     "layers_that_override_gradients",
     "layers_that_read_what_they_wrote",
+    "operations_without_jax",
     "random_operations",
     "unsupported_operations",
 ]

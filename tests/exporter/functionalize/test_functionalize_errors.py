@@ -66,8 +66,6 @@ def test_weights_that_are_not_finite():
 
 
 def test_inputs_that_cannot_be_served():
-    text = keras.Input((1,), dtype="string", name="text")
-    _raises("Input 'text' .* received string; move the preprocessing", keras.Model(text, L.Identity()(text)))
     sparse = keras.Input((4,), sparse=True, name="bag")
     _raises("Input 'bag' .* dense tensor, received a SparseTensor", keras.Model(sparse, L.Dense(2)(sparse)))
     ragged_function = tf.function(lambda x: x.to_tensor(), input_signature=[tf.RaggedTensorSpec((None, None))])
