@@ -82,12 +82,11 @@ def front_function(
 
     def compute(*inputs: tf.Tensor) -> list[tf.Tensor]:
         values = dict(zip(own, inputs, strict=True))
-        feeds = values | {
-            name: tf.convert_to_tensor(_handle(captures[name])) for name in _arguments(function, nodes, own)
+        feeds = {
+            f"{name}:0": values[name] if name in values else tf.convert_to_tensor(_handle(captures[name]))
+            for name in _arguments(function, nodes)
         }
         wanted = [f"{edge.name}:{edge.index}" for edge in results if edge.name not in values]
-        read = {name for node in graph.node if node.op == "Placeholder" for name in [node.name]}
-        feeds = {f"{name}:0": value for name, value in feeds.items() if name in read}
         computed = iter(tf.graph_util.import_graph_def(graph, feeds, wanted, name=""))
         found = [values[edge.name] if edge.name in values else next(computed) for edge in results]
         return [tf.zeros_like(a, tf.bool) if is_text else a for a, is_text in zip(found, texts, strict=True)]
@@ -102,17 +101,17 @@ def _handle(captured: Any) -> Any:
     return getattr(captured, "resource_handle", captured)
 
 
-def _arguments(function: GraphFunction, nodes: Sequence[Any], but: Sequence[str]) -> list[str]:
-    """The arguments that nodes take directly, without those in `but`."""
+def _arguments(function: GraphFunction, nodes: Sequence[Any]) -> list[str]:
+    """The arguments that nodes take directly."""
     taken = {edge.name for node in nodes for edge in function.inputs(node)}
-    return [name for name in function.argument_names if name in taken and name not in but]
+    return [name for name in function.argument_names if name in taken]
 
 
 def _graph_def(function: GraphFunction, library: Library, nodes: Sequence[Any]) -> Any:
     """Nodes as a GraphDef, with a placeholder for each argument that they take."""
     graph = tf.compat.v1.GraphDef()
     graph.versions.producer = tf.version.GRAPH_DEF_VERSION
-    for name in _arguments(function, nodes, ()):
+    for name in _arguments(function, nodes):
         placeholder = graph.node.add(name=name, op="Placeholder")
         placeholder.attr["dtype"].type = function.dtype(Edge(name, 0))
     for node in nodes:

@@ -96,7 +96,8 @@ def functionalize(
     if unsupported_operations(function) or any(spec.dtype == "string" for spec in traced.inputs):
         splitting = Splitting(traced, library, index)
         sample = Examples(traced.inputs, splitting.vocabularies, examples)
-        front, specs, function, captures = splitting.split(sample)
+        split = splitting.split(sample)
+        front, specs, function, captures = split.front, split.specs, split.rest, split.captures
     else:
         sample = Examples(traced.inputs, {}, examples)
 

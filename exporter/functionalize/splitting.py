@@ -8,6 +8,7 @@ has not, a ragged tensor's say, goes into the front too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,25 @@ from exporter.functionalize.tracing import ModelVariable, TensorSpec, TracedMode
 from exporter.functionalize.vocabularies import Vocabulary, vocabularies
 
 _SHAPE_ONLY = ("Rank", "Shape", "Size")  # of these a text's value does not matter
-_OPAQUE_TYPES = (types_pb2.DT_STRING, types_pb2.DT_VARIANT, types_pb2.DT_RESOURCE)
+_HANDLES = (types_pb2.DT_VARIANT, types_pb2.DT_RESOURCE)  # JAX has them from no other side
 _BATCHES = (13, 7)  # examples, no sizes that a tensor is likely to have
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A model in two parts.
+
+    Attributes:
+      front: the first, in TensorFlow.
+      specs: what it gives.
+      rest: the second, a function of that and of captures.
+      captures: the values of these, ModelVariables and constants.
+    """
+
+    front: Front
+    specs: tuple[TensorSpec, ...]
+    rest: GraphFunction
+    captures: list[Any]
 
 
 class Splitting:
@@ -54,12 +72,12 @@ class Splitting:
         self._trained = self._behind(trainable)
         self._fed = self._behind(set(self._own))
         self._opaque: set[str] = set()
-        for node in self.function.all_nodes:
+        for node in self.function.all_nodes:  # inputs first
             if self._is_opaque(node):
                 self._opaque.add(node.name)
 
-    def split(self, examples: Examples) -> tuple[Front, tuple[TensorSpec, ...], GraphFunction, list[Any]]:
-        """The front, what it gives, the rest as a function of that and of captures, and these captures.
+    def split(self, examples: Examples) -> Split:
+        """The model in two parts.
 
         Args:
           examples: of the model's inputs, from which the shapes in between are known.
@@ -87,7 +105,7 @@ class Splitting:
             for edge, tensor in zip(fed, values[0], strict=True)
         )
         captures = [*self._captures.values(), *(tensor.numpy() for tensor in constants)]
-        return front, specs, self._rest(fed, fixed), captures
+        return Split(front, specs, self._rest(fed, fixed), captures)
 
     @property
     def vocabularies(self) -> dict[str, Vocabulary]:
@@ -104,15 +122,15 @@ class Splitting:
 
     def _is_opaque(self, node: Any) -> bool:
         """Whether a node has no JAX form, by its op or by what it takes."""
+        if node.op in _SHAPE_ONLY:
+            return False
         if operations_without_jax(self.function, node):
             return True
-        for edge in self.function.inputs(node):
-            dtype = self.function.dtype(edge)
-            if dtype == types_pb2.DT_STRING and node.op not in _SHAPE_ONLY:
-                return True
-            if dtype in _OPAQUE_TYPES and edge.name in self._opaque and node.op not in _SHAPE_ONLY:
-                return True
-        return False
+        dtypes = {edge: self.function.dtype(edge) for edge in self.function.inputs(node)}
+        return any(
+            dtype == types_pb2.DT_STRING or (dtype in _HANDLES and edge.name in self._opaque)
+            for edge, dtype in dtypes.items()
+        )
 
     def _boundary(self) -> list[Edge]:
         """The values that the rest takes: of opaque nodes, of inputs; ExportError if one depends on a variable."""
@@ -125,7 +143,7 @@ class Splitting:
                     behind.setdefault(op, set()).update(layers)
             found[edge] = None
         if behind:
-            raise unsupported(self._traced.name, behind)
+            raise _unsupported(self._traced.name, behind)
         return list(found)
 
     def _taken(self) -> Iterator[Edge]:
@@ -231,7 +249,7 @@ class Splitting:
         return GraphFunction(proto, self._library)
 
 
-def unsupported(model_name: str, operations: Mapping[str, set[str]]) -> ExportError:
+def _unsupported(model_name: str, operations: Mapping[str, set[str]]) -> ExportError:
     """That a model has operations without JAX form where they must have one: op -> the layers that it is in."""
     return ExportError(
         f"Expected {model_name!r} to consist of operations that can be converted to JAX, received "

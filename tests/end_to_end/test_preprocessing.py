@@ -1,8 +1,10 @@
 """Exports of models that begin with operations without JAX form, as users ask them: for texts and files of images."""
 
+import base64
 import json
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -36,6 +38,13 @@ def expected(one, x1, x2):
     return one.reference(*map(one.plan.model.behind_front, (x1, x2)))
 
 
+def by_rest(server, model, rows):
+    body = json.dumps({"signature_name": "ntk_diagonal", "instances": rows}).encode()
+    url = f"http://localhost:{server.rest_port}/v1/models/{model}:predict"
+    with urllib.request.urlopen(url, body) as response:
+        return json.load(response)["predictions"]
+
+
 class TestTexts:
     def test_kernel_of_any_numbers_of_examples(self, one):
         full = expected(one, X, X)
@@ -62,6 +71,14 @@ with tf.compat.v1.Session(graph=tf.Graph()) as session:
         done = subprocess.run([sys.executable, "-c", script, str(one.path)], capture_output=True, text=True, check=True)
         x = (texts("red green red", "black"), texts(["red"], ["?"]), np.float32([[0.5, 1.0], [0.0, 0.0]]))
         one.assert_close(json.loads(done.stdout), np.diag(expected(one, x, x)))
+
+    def test_rest_takes_texts_as_they_are(self, one):
+        with LocalServer(ModelOptions(one.path.parent, "sentences")) as server:
+            rows = [
+                {"x_text": text.decode(), "x_word": [word.decode()], "x_size": size.tolist()}
+                for text, (word,), size in zip(*X, strict=True)
+            ]
+            one.assert_close(by_rest(server, "sentences", rows), np.diag(expected(one, X, X)))
 
     def test_wrong_shapes(self, one):
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"ntk_diagonal x_text: expected string \(n,\), rec"):
@@ -117,6 +134,8 @@ class TestPictures:
             with pytest.raises(ServingError, match=r"DecodePng|PNG"):
                 client.diagonal(texts("no picture"))
             np.testing.assert_allclose(client.diagonal(PICTURES["image"]), right)
+            rows = [{"b64": base64.b64encode(picture).decode()} for picture in PICTURES["image"]]
+            np.testing.assert_allclose(by_rest(server, "pictures", rows), right, rtol=1e-6)
         x = one.plan.model.behind_front((PICTURES["image"],))
         one.assert_close(right, np.diag(one.reference(x, x)))
 

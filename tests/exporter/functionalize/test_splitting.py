@@ -40,7 +40,7 @@ def test_inputs_of_both_kinds():
     assert model.inputs[1].dtype == "int64"
 
 
-def test_front_follows_variables_that_are_not_trained():
+def test_front_follows_variables_that_are_not_trained(tmp_path):
     class Shifted(tf.Module):
         def __init__(self):
             super().__init__(name="shifted")
@@ -59,6 +59,12 @@ def test_front_follows_variables_that_are_not_trained():
     module.offset.assign([5, 6])
     assert not np.array_equal(model.behind_front((x,)), before)
     assert [v.name for v in model.front.variables] == [module.offset.name]
+    holder = tf.Module()
+    holder.front = model.front
+    holder.run = tf.function(lambda x: model.front([x]), input_signature=[tf.TensorSpec([None, 2], tf.int32)])
+    tf.saved_model.save(holder, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_array_equal(loaded.run(x)[0], model.behind_front((x,))[0])
 
 
 def test_assertions_are_made():
