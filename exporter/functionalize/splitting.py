@@ -225,9 +225,10 @@ class Splitting:
             return front.run(batch)
         except tf.errors.OpError as error:
             cure = "Set export.examples to a file with real inputs" if examples.drawn else "Correct export.examples"
+            reason = error.message.partition("\n\t [[")[0].splitlines()[-1]  # without nodes, and where these were made
             raise ExportError(
                 f"Expected the preprocessing in front of {self._traced.name!r} to take {examples.origin}, received "
-                f"from {', '.join(front.operations)}: {error.message.splitlines()[0]}. {cure}."
+                f"from {', '.join(front.operations)}: {reason.rstrip('.')}. {cure}."
             ) from error
 
     def _rest(self, fed: Sequence[Edge], fixed: Sequence[Edge]) -> GraphFunction:
