@@ -134,17 +134,16 @@ class Splitting:
 
     def _boundary(self) -> list[Edge]:
         """The values that the rest takes: of opaque nodes, of inputs; ExportError if one depends on a variable."""
-        found: dict[Edge, None] = {}
+        edges = list(self._taken())
         behind: dict[str, set[str]] = {}
-        for edge in self._taken():
-            if edge.name in self._trained:
-                node = self.function.named(edge.name)
-                for op, layers in (operations_without_jax(self.function, node) or {node.op: {edge.name}}).items():
+        for node in self.function.before(edge.name for edge in edges if edge.name in self._trained):
+            if node.name in self._trained & self._opaque:
+                operations = operations_without_jax(self.function, node) or {node.op: {node.name}}
+                for op, layers in operations.items():
                     behind.setdefault(op, set()).update(layers)
-            found[edge] = None
         if behind:
             raise _unsupported(self._traced.name, behind)
-        return list(found)
+        return edges
 
     def _taken(self) -> Iterator[Edge]:
         """The values of opaque nodes and of inputs that the result depends upon directly, or by nodes with JAX form."""
