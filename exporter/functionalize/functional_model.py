@@ -14,9 +14,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
-from exporter.functionalize.input_shapes import InputShapes
 from exporter.functionalize.examples import Examples
 from exporter.functionalize.front import Front
+from exporter.functionalize.input_shapes import InputShapes
 from exporter.functionalize.splitting import Splitting, with_layers
 from exporter.functionalize.tf_ops import (
     GraphFunction,
