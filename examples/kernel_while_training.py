@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from exporter import ExportConfig, export_savedmodel
+from exporter import ExportConfig, export_savedmodel, get_apply_fn_and_params
 from exporter.command.terminal import ConsoleProgress
 
 
@@ -76,11 +76,10 @@ def build() -> keras.Model:
 
 
 def assign_weights(kernels: tf.Module, model: keras.Model) -> None:
-    """Gives the kernel the model's weights. Their paths are those of the model that was exported."""
-    exported = {**kernels.params, **kernels.frozen}
-    for variable in model.variables:
-        if variable.path in exported:  # others, such as the state of a Dropout layer, do not matter to the kernel
-            exported[variable.path].assign(variable.value)
+    """Gives the kernel the model's weights, and the statistics of its BatchNorm."""
+    _, weights = get_apply_fn_and_params(model, trainable_only=False)
+    for path, variable in {**kernels.params, **kernels.frozen}.items():
+        variable.assign(weights[path])
 
 
 def alignment(kernel: np.ndarray, labels: np.ndarray) -> float:

@@ -119,4 +119,7 @@ def _build(plan: Plan, choice: Choice) -> KernelModule:
         functions = functions_by_blocks(
             model, choice.schedule, names, swap=plan.swap, platforms=platforms, precision=precision
         )
-    return KernelModule(plan.served.trainable, plan.served.frozen, plan.served.inputs, functions)
+    served = plan.served
+    return KernelModule(
+        served.trainable, served.frozen, served.signature_inputs, functions, front=served.front, behind=served.inputs
+    )

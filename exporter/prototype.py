@@ -16,8 +16,10 @@ import numpy as np
 import tensorflow as tf
 from jax.experimental import jax2tf
 
-from exporter.functionalize import FunctionalModel, functionalize
+from exporter.errors import ExportError
+from exporter.functionalize import FunctionalModel
 from exporter.functionalize.model_kinds import source_of
+from exporter.functionalize.sizes_of_calls import ModelAtSizesOfCalls
 from exporter.functionalize.structures import leaves, map_leaves
 from exporter.functionalize.tf_ops import GraphFunction, Library, widened
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
@@ -58,7 +60,8 @@ def empirical_ntk_fn_tf(
     Args:
         f: a Keras 3 or tf_keras model that is built; a `tf.Module` that is callable on inputs of its `input_shape`, or
             whose `__call__` is a `tf.function` with an input signature; or a `tf.function` of `(params, x)` with an
-            input signature, where params and x may be nested dicts, lists and tuples.
+            input signature, where params and x may be nested dicts, lists and tuples. Axes that a model leaves open
+            have the sizes of the inputs that `ntk_fn` is called with.
         trace_axes: see `exporter.ntk.neural_tangents_bridge.empirical_ntk_fn`, also for the kernel's shape.
         diagonal_axes: as above.
         vmap_axes: as above. 0 if the outputs of each example depend on that example alone: much faster than None.
@@ -168,6 +171,12 @@ def _layerwise_ntk_fn(
         outputs, structure = jax.tree.flatten(jax.eval_shape(model.apply_fn, params, x1, frozen))
         inputs1, inputs = jax.tree.flatten(x1)
         inputs2 = None if x2 is None else tuple(jax.tree.leaves(x2))
+        shapes1, shapes2 = ([np.shape(x)[1:] for x in side or inputs1] for side in (inputs1, inputs2))
+        if shapes1 != shapes2:
+            raise ValueError(
+                "Expected examples of one shape in x1 and x2 for implementation='layerwise', received "
+                f"{shapes1} and {shapes2}; pad them, or choose another implementation."
+            )
 
         def kernel_of(index: int, rank: int) -> Any:
             def apply_fn(params: PyTree, frozen: Params, x: tuple[Any, ...]) -> Any:
@@ -188,23 +197,29 @@ def _layerwise_ntk_fn(
 
 
 def _from_model(f: Any, trainable_only: bool) -> _Model:
-    first = functionalize(f, output=0)
-    models = [first, *(functionalize(f, output=i) for i in range(1, len(first.outputs)))]
+    models_of = ModelAtSizesOfCalls(f)
+    models = models_of.example
+    if (first := models[0]).front is not None:
+        raise ExportError(
+            f"Expected a model whose operations all have a JAX form, received {first.name!r} with "
+            f"{', '.join(first.front.operations)} in front of its variables; export it by export_savedmodel, or pass "
+            "the part behind them."
+        )
     structure = _output_structure(f) if len(models) > 1 else 0
     trainable = {path: value for model in models for path, value in model.trainable.items()}
     others = {path: value for model in models for path, value in model.frozen.items() if path not in trainable}
     if not trainable_only:
         trainable |= {path: value for path, value in others.items() if _is_floating(value)}
     frozen = {path: value for path, value in others.items() if path not in trainable}
-    flatten_inputs = _input_flattener(f, first)
+    flatten_inputs = _input_flattener(f, models[0])
 
     def apply_fn(params: Params, x: PyTree, frozen: Params) -> PyTree:
         _check_params(params, trainable, frozen)
         inputs = flatten_inputs(x)
-        outputs = [model.apply_fn(params, frozen, inputs) for model in models]
+        outputs = [model.apply_fn(params, frozen, inputs) for model in models_of(inputs)]
         return map_leaves(lambda index: None if index is None else outputs[index], structure)
 
-    return _Model(apply_fn, trainable, frozen, _any_float64([*trainable.values(), *frozen.values(), *first.inputs]))
+    return _Model(apply_fn, trainable, frozen, _any_float64([*trainable.values(), *frozen.values(), *models[0].inputs]))
 
 
 def _check_params(params: Params, trainable: Params, frozen: Params) -> None:

@@ -30,9 +30,7 @@ def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
     model = tf.saved_model.load(saved_model)
     seconds["load"] = time.perf_counter() - start
     specs = {k: s for name in calls for k, s in model.signatures[name].structured_input_signature[1].items()}
-    inputs = {
-        key: tf.cast(value, specs[key].dtype) if key in specs else tf.constant(value) for key, value in values.items()
-    }
+    inputs = {key: _input(value, specs.get(key)) for key, value in values.items()}
     flat = {name: {k: inputs[k] for k in model.signatures[name].structured_input_signature[1]} for name in calls}
     start = time.perf_counter()
     outputs = {f"signature/{name}": _only(model.signatures[name](**flat[name])) for name in calls}
@@ -55,6 +53,13 @@ def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
 def _only(outputs: dict[str, tf.Tensor]) -> tf.Tensor:
     (value,) = outputs.values()
     return value
+
+
+def _input(value: np.ndarray, spec: tf.TensorSpec | None) -> tf.Tensor:
+    """An input as its signature takes it; texts were stored as a serialized tensor."""
+    if spec is not None and spec.dtype == tf.string:
+        return tf.io.parse_tensor(value.tobytes(), tf.string)
+    return tf.constant(value) if spec is None else tf.cast(value, spec.dtype)
 
 
 def _storable(value: tf.Tensor) -> tf.Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -53,9 +54,10 @@ def run_saved_model(
     arguments: dict[str, Any] = {}
     side_of: dict[str, str] = {}
     for side, values in sides.items():
-        names = input_names(side, served.inputs)
+        names = input_names(side, served.signature_inputs)
         side_of |= dict.fromkeys(names, side)
-        arrays |= {n: a.astype(spec.dtype) for n, a, spec in zip(names, values, served.inputs, strict=True)}
+        for key, array, spec in zip(names, values, served.signature_inputs, strict=True):
+            arrays[key] = array if spec.dtype == "string" else array.astype(spec.dtype)
         arguments[side] = names[0] if len(names) == 1 else list(names)
     keys = param_names(served.trainable)
     arrays |= {keys[path]: value.astype(served.trainable[path].dtype) for path, value in params.items()}
@@ -71,8 +73,7 @@ def run_saved_model(
     }
     with tempfile.TemporaryDirectory() as directory:
         inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
-        # NumPy's files know no bfloat16; float32 holds it exactly, and the script casts to the signature's dtype.
-        arrays = {k: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for k, a in arrays.items()}
+        arrays = {key: _storable(array) for key, array in arrays.items()}
         arrays["script"] = np.frombuffer(
             json.dumps({"calls": calls, "small": small, "time_limit": time_limit}).encode(), np.uint8
         )
@@ -89,3 +90,10 @@ def run_saved_model(
             results = dict(file.items())
     told = json.loads(results.pop("told").tobytes())
     return results, told["seconds"], told["left_out"]
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """What a file of NumPy's holds, and the script turns back into the signature's dtype."""
+    if array.dtype == object:
+        return np.frombuffer(tf.io.serialize_tensor(array).numpy(), np.uint8)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # which float32 holds exactly

@@ -18,7 +18,6 @@ from exporter.artefact.reloading import run_saved_model
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
-from exporter.plan.sampling import sample_inputs
 from exporter.progress import Note
 from serving.shared import reference
 
@@ -51,7 +50,8 @@ class Verification:
       seconds: to load, and of the first call of everything, in a fresh process; and of the whole verification.
       left_out: requests, "signature/examples", for which there was no time.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
-        were called with all examples and with the first half of them.
+        were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
+      inputs: these examples of each input, as `serving.shared.reference` keeps them; None if it can make them again.
     """
 
     examples: int
@@ -65,6 +65,7 @@ class Verification:
     seconds: Mapping[str, float]
     left_out: Sequence[str]
     reference: Mapping[str, Any]
+    inputs: Sequence[Any] | None
 
     @property
     def worst(self) -> float:
@@ -119,11 +120,12 @@ def verify(
     start = time.monotonic()
     half = model.half if ntk.precision == "model" else None
     rtol = config.rtol if half is None else max(config.rtol, HALF_ROUNDINGS * _rounding(half))
+    own = model.examples(config.examples)
     parameter_sets = 1 + ("ntk_with_params" in signatures)
     oracle = oracle_of(
         model,
         ntk,
-        sample_inputs(model.inputs, config.examples),
+        model.behind_front(own),
         coupled=coupled,
         flops=flops,
         seconds=config.seconds,
@@ -131,8 +133,9 @@ def verify(
         note=note,
     )
     n = oracle.examples
-    x = sample_inputs(model.inputs, n)
-    sides = {"x": x, "x1": x, "x2": tuple(a[: reference.few(n)] for a in x)}
+    own = tuple(a[:n] for a in own)
+    x = model.behind_front(own)
+    sides = _sides(x)
     params = _perturbed(model.trainable)
     expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
     if "forward" in signatures:
@@ -141,7 +144,9 @@ def verify(
     left = max(SHARE * config.seconds, config.seconds - (time.monotonic() - start))
     requests = {} if coupled else requests
     small = _SMALL_REQUEST / max(flops, 1.0)
-    outputs, seconds, left_out = run_saved_model(saved_model, served, sides, params, signatures, requests, small, left)
+    outputs, seconds, left_out = run_saved_model(
+        saved_model, served, _sides(own), params, signatures, requests, small, left
+    )
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}
@@ -175,6 +180,9 @@ def verify(
                 "ntk.precision: float64."
             )
     recorded = {name: reference.record(expected[name]) for name in signatures if name != "ntk_with_params"}
+    inputs = None if model.examples.reproducible else reference.record_examples(own)
+    if inputs is None and not model.examples.reproducible:
+        recorded = {}  # nobody could ask for them again
     seconds = {**seconds, "all": time.monotonic() - start}
     return Verification(
         examples=n,
@@ -188,7 +196,13 @@ def verify(
         seconds=seconds,
         left_out=left_out,
         reference=recorded,
+        inputs=inputs,
     )
+
+
+def _sides(x: tuple[np.ndarray, ...]) -> dict[str, tuple[np.ndarray, ...]]:
+    """The examples that signatures are called with: of pairs all of them with a few."""
+    return {"x": x, "x1": x, "x2": tuple(a[: reference.few(len(x[0]))] for a in x)}
 
 
 def _perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

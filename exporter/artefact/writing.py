@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 import exporter
@@ -35,7 +36,15 @@ def write_saved_model(module: KernelModule, plan: Plan, path: Path, warmup: Mapp
     with manifest_signature(module) as signatures[MANIFEST_SIGNATURE]:
         tf.saved_model.save(module, str(path), signatures, tf.saved_model.SaveOptions(save_debug_info=False))
     if warmup is not None:
-        write_requests(path, warmup_requests(functions, warmup))
+        write_requests(path, warmup_requests(functions, warmup, _example(plan)))
+
+
+def _example(plan: Plan) -> dict[str, np.ndarray]:
+    """A batch of one for each of the model's inputs, by its name in signatures; none if zeros will do."""
+    if plan.model.front is None:
+        return {}
+    specs = plan.served.signature_inputs
+    return dict(zip(input_names("x", specs), plan.model.examples(1), strict=True))
 
 
 def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str, Any]:
@@ -48,7 +57,9 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
         "configuration": {"ntk": plan.ntk.to_dict(), "export": plan.export.to_dict()},
         "inputs": [
             {**dataclasses.asdict(spec), "input": name}
-            for spec, name in zip(plan.served.inputs, input_names("x", plan.served.inputs), strict=True)
+            for spec, name in zip(
+                plan.served.signature_inputs, input_names("x", plan.served.signature_inputs), strict=True
+            )
         ],
         "output": dataclasses.asdict(model.output),
         "kernel": {"shape": plan.kernel_shape, "dtype": plan.kernel_dtype, "swap": plan.swap},

@@ -113,7 +113,8 @@ def _export(model_name: str, output: pathlib.Path | None, verbose: bool) -> None
 def _bundle(base_dir: pathlib.Path) -> str:
     """Writes the bundle, and says where it is; the version stands whatever becomes of that."""
     from serving.bundle.batching import BatchingError
-    from serving.bundle.files import BundleError, default_options, write_bundle
+    from serving.bundle.contents import BundleError
+    from serving.bundle.files import default_options, write_bundle
     from serving.shared.exports import ManifestError
 
     try:

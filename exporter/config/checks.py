@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
@@ -15,6 +16,7 @@ _UNITS = {
     **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
     **{prefix + "b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
 }
+_LARGEST_SIZE = 2**31 - 1  # of an axis, which XLA counts in 32 bits
 # What people write for a value that is spelt otherwise here, where the nearest spelling would mislead.
 _OTHER_NAMES = {
     "gpu": ("cuda", "rocm"),
@@ -98,6 +100,13 @@ class Checks:
         self.wrong(key, "a name, an index from 0, or null", value, _boolean_hint(value))
         return None
 
+    def path(self, key: str, value: object) -> str | None:
+        """The path of a file, as a text or a Path, or None."""
+        if value is None or (isinstance(value, str | os.PathLike) and os.fspath(value)):
+            return None if value is None else str(os.fspath(value))
+        self.wrong(key, "the path of a file, or null", value)
+        return None
+
     def choices(self, key: str, value: object, known: Sequence[str]) -> tuple[str, ...]:
         """A list of known values, at least one, none of them twice."""
         entries = self.texts(key, value)
@@ -127,6 +136,26 @@ class Checks:
         axes = tuple(int(axis) for axis in entries)
         self._no_duplicates(key, axes)
         return axes
+
+    def shapes(self, key: str, value: object) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """A list of sizes, or a mapping from names to such lists."""
+        if not isinstance(value, Mapping):
+            return self._sizes(key, value)
+        if not value or not all(isinstance(name, str) and name for name in value):
+            self.wrong(key, "a list of sizes, or a mapping from names of inputs to lists of sizes", dict(value))
+            return ()
+        return {name: self._sizes(f"{key}.{name}", sizes) for name, sizes in value.items()}
+
+    def _sizes(self, key: str, value: object) -> tuple[int, ...]:
+        """A list of sizes of axes, at least one; a single whole number stands for a list of one."""
+        entries = (value,) if is_int(value) else value
+        if isinstance(entries, str) or not isinstance(entries, Sequence) or not entries:
+            self.wrong(key, "a list of sizes, at least one", value)
+            return ()
+        for entry in entries:
+            if not is_int(entry) or not 1 <= entry <= _LARGEST_SIZE:
+                self.wrong(key, f"sizes that are whole numbers from 1 to {_LARGEST_SIZE}", entry)
+        return tuple(int(entry) for entry in entries if is_int(entry))
 
     def boolean(self, key: str, value: object) -> bool:
         """True or False, and no other value that counts as one of them."""

@@ -115,6 +115,10 @@ class ExportConfig:
       memory_budget: bytes for the intermediate values of one request; also a text such as "512MiB" or "2GB".
       warmup: whether requests for TensorFlow Serving's warmup are written beside the SavedModel.
       verify: how the SavedModel is verified; also a mapping of its fields.
+      input_shapes: sizes for the axes that the model leaves open besides the batch axis, in their order: (128,), or
+        with several inputs by their names: {"tokens": (128,), "image": (64, 64)}.
+      examples: path of a .npz or .zarr file with real inputs by name (`x` for a single one), with which the model is
+        checked and the SavedModel verified; None to draw them, texts from the vocabularies in the model.
 
     Raises:
       ConfigError: with all problems of the given values.
@@ -125,6 +129,8 @@ class ExportConfig:
     memory_budget: int = 1024**3
     warmup: bool = True
     verify: VerifyConfig = dataclasses.field(default_factory=VerifyConfig)
+    input_shapes: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = dataclasses.field(default=None, hash=False)
+    examples: str | None = None
 
     def __post_init__(self) -> None:
         """Checks all values and brings them into the types above."""
@@ -133,20 +139,24 @@ class ExportConfig:
         signatures = checks.choices("signatures", self.signatures, SIGNATURES)
         if signatures and all(signature == "forward" for signature in signatures):
             checks.wrong("signatures", f"at least one kernel ({', '.join(KERNEL_SIGNATURES)})", list(signatures))
+        input_shapes = None if self.input_shapes is None else checks.shapes("input_shapes", self.input_shapes)
         memory_budget = checks.memory("memory_budget", self.memory_budget)
         warmup = checks.boolean("warmup", self.warmup)
         try:
             verify = _verify_config(self.verify)
         except ConfigError as error:
             checks.adopt(error)
+        examples = checks.path("examples", self.examples)
         checks.finish()
         _keep(
             self,
             platforms=platforms,
             signatures=signatures,
+            input_shapes=input_shapes,
             memory_budget=memory_budget,
             warmup=warmup,
             verify=verify,
+            examples=examples,
         )
 
     @property
@@ -255,7 +265,9 @@ def _keep(config: object, **values: object) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A dataclass as JSON has it."""
+    """A dataclass, or a value in it, as JSON has it."""
     if dataclasses.is_dataclass(value):
         return {key: _plain(getattr(value, key)) for key in field_names(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from exporter.errors import ExportError
+from exporter.functionalize.examples import Examples
+from exporter.functionalize.front import Front
 from exporter.functionalize.tracing import TracedModel
 
 # Of the relative difference of gradients: far above rounding, far below a different derivative.
@@ -26,6 +28,7 @@ def check_gradients(
     chosen: Set[str],
     layers: Set[str],
     half: np.dtype | None,
+    front: tuple[Front, Examples] | None,
 ) -> None:
     """ExportError, naming the layers, if TensorFlow's gradient differs from JAX's at random inputs.
 
@@ -40,18 +43,14 @@ def check_gradients(
       chosen: the paths to differentiate with respect to, those that are not in `values` aside.
       layers: those that have a custom gradient.
       half: the half precision that TensorFlow computes the model in, if any.
+      front: what makes the function's inputs of the model's own, and examples of these; None if they are the same.
     """
     rng = np.random.default_rng(0)
-    shapes: list[Any] = [(2, *spec.shape[1:]) for spec in traced.inputs]
-    inputs = tuple(
-        (rng.normal(size=shape) if np.issubdtype(np.dtype(spec.dtype), np.floating) else np.zeros(shape)).astype(
-            spec.dtype
-        )
-        for spec, shape in zip(traced.inputs, shapes, strict=True)
-    )
+    inputs = front[1](2) if front else _random_inputs(traced, rng)
+    behind = front[0].run(inputs) if front else inputs
     trainable = {path: value for path, value in values.items() if path in chosen}
     frozen = {path: value for path, value in values.items() if path not in chosen}
-    result, pullback = jax.vjp(jax.jit(lambda params: call({**frozen, **params}, inputs)), trainable)
+    result, pullback = jax.vjp(jax.jit(lambda params: call({**frozen, **params}, behind)), trainable)
     cotangent = rng.normal(size=result.shape).astype(result.dtype)
     ours = pullback(cotangent)[0]
 
@@ -65,7 +64,9 @@ def check_gradients(
             f"{traced.name!r} overrides gradients (in {', '.join(sorted(layers))}), and whether they are those of its "
             f"forward pass cannot be told, since TensorFlow cannot differentiate it: {error}. Remove them."
         ) from error
-    difference = sum(np.sum((tf.cast(theirs[path], g.dtype) - g) ** 2) for path, g in ours.items())
+    difference = sum(
+        np.sum((tf.cast(tf.convert_to_tensor(theirs[path]), g.dtype) - g) ** 2) for path, g in ours.items()
+    )
     size = sum(np.sum(np.square(gradient)) for gradient in ours.values())
     tolerance = _TOLERANCE if half is None else max(_TOLERANCE, _ROUNDINGS * float(jnp.finfo(half).eps))
     if not difference <= tolerance**2 * size:
@@ -73,3 +74,13 @@ def check_gradients(
             f"Expected the gradients that {traced.name!r} overrides to be those of its forward pass, received "
             f"others (in {', '.join(sorted(layers))}). The kernel would be another; remove tf.custom_gradient."
         )
+
+
+def _random_inputs(traced: TracedModel, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    shapes: list[Any] = [(2, *spec.shape[1:]) for spec in traced.inputs]
+    return tuple(
+        (rng.normal(size=shape) if np.issubdtype(np.dtype(spec.dtype), np.floating) else np.zeros(shape)).astype(
+            spec.dtype
+        )
+        for spec, shape in zip(traced.inputs, shapes, strict=True)
+    )

@@ -14,7 +14,11 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
+from exporter.functionalize.examples import Examples
+from exporter.functionalize.front import Front
+from exporter.functionalize.input_shapes import InputShapes
 from exporter.functionalize.quantization import given_gradients
+from exporter.functionalize.splitting import Splitting, with_layers
 from exporter.functionalize.tf_ops import (
     GraphFunction,
     Library,
@@ -54,11 +58,18 @@ class FunctionalModel:
     trainable: Mapping[str, np.ndarray]
     frozen: Mapping[str, np.ndarray]
     excluded: frozenset[str]  # those of `frozen` that are trainable in the model, but excluded by pattern
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]  # of apply_fn
+    signature_inputs: tuple[TensorSpec, ...]  # the model's own; others than `inputs` if there is a front
+    front: Front | None  # makes `inputs` of the model's own, where some of its operations stay TensorFlow
+    examples: Examples  # of the model's own inputs
     output: TensorSpec
     outputs: tuple[TensorSpec, ...]  # all of the model's
     original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
     half: np.dtype | None = None
+
+    def behind_front(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """What apply_fn takes, of the model's own inputs."""
+        return inputs if self.front is None else self.front.run(inputs)
 
 
 def functionalize(
@@ -67,6 +78,8 @@ def functionalize(
     trainable: str | Sequence[str] = "*",
     output: str | int | None = None,
     keep_half: bool = False,
+    input_shapes: InputShapes | None = None,
+    examples: Mapping[str, np.ndarray] | None = None,
 ) -> FunctionalModel:
     """Turns a model into a pure JAX function.
 
@@ -78,30 +91,44 @@ def functionalize(
       output: name or index of the output, needed if there are several.
       keep_half: whether the function rounds to half precision where the model does; if not, it computes in float32
         there, and casts to half precision leave values as they are.
+      input_shapes: sizes for axes of inputs that the model leaves open, in their order, by input; of a model with one
+        input also these sizes alone.
+      examples: real inputs by name, to check the model with; without them they are drawn.
 
     Raises:
-      ExportError: the model, a pattern or the output cannot be used; the message says what to do.
+      ExportError: the model, a pattern, a size or the output cannot be used; the message says what to do.
     """
-    traced = trace(model)
+    traced = trace(model, input_shapes)
     index = _output_index(traced, output)
     half = half_precision(GraphFunction(traced.function.function_def, _library(traced, keep_half=True), result=index))
     library = _library(traced, keep_half)
     function = GraphFunction(traced.function.function_def, library, result=index)
     _check_operations(traced.name, function)
-    if given := given_gradients(traced.function, function, keep_half=keep_half):
-        function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
-    captures = _captures(traced)
-    dtypes = [np.dtype(spec.dtype) for spec in traced.inputs] + [None if c is None else c.dtype for c in captures]
+    overridden = layers_that_override_gradients(function)
+    front: Front | None = None
+    specs, captures = traced.inputs, traced.captures
+    if unsupported_operations(function) or any(spec.dtype == "string" for spec in traced.inputs):
+        splitting = Splitting(traced, library, index)
+        sample = Examples(traced.inputs, splitting.vocabularies, examples)
+        split = splitting.split(sample)
+        front, specs, function, captures = split.front, split.specs, split.rest, split.captures
+    else:
+        sample = Examples(traced.inputs, {}, examples)
+        if given := given_gradients(traced.function, function, keep_half=keep_half):
+            function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
+            overridden = layers_that_override_gradients(function)
+    constants = [c.dtype if isinstance(c, ModelVariable | np.ndarray) else None for c in captures]
+    dtypes = [*(np.dtype(spec.dtype) for spec in specs), *constants]
 
     def call(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
-        if len(inputs) != len(traced.inputs):
-            raise ValueError(f"Expected {len(traced.inputs)} inputs, received {len(inputs)}.")
+        if len(inputs) != len(specs):
+            raise ValueError(f"Expected {len(specs)} inputs, received {len(inputs)}.")
         values = [params[c.path] if isinstance(c, ModelVariable) else c for c in captures]
         arguments = zip([*map(jnp.asarray, inputs), *values], dtypes, strict=True)
         return jnp.asarray(widened(function(*(_entering(v, dtype, keep_half) for v, dtype in arguments))[0]))
 
     variables = [c for c in captures if isinstance(c, ModelVariable)]
-    output_spec, used = _trace_once(traced, index, call, variables)
+    output_spec, used = _trace_once(traced, index, call, specs, variables)
     paths = [v.path for v in traced.variables if v.trainable]
     if not paths:
         raise ExportError(
@@ -120,9 +147,9 @@ def functionalize(
     def call_with_used(params: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
         return call({**unused, **params}, inputs)
 
-    _check_differentiable(traced, library, call_with_used, values, chosen)
-    if overridden := layers_that_override_gradients(function):
-        check_gradients(traced, index, call_with_used, values, chosen, overridden, half)
+    _check_differentiable(traced, library, call_with_used, specs, values, chosen)
+    if overridden:
+        check_gradients(traced, index, call_with_used, values, chosen, overridden, half, front and (front, sample))
 
     def apply_fn(trainable: Arrays, frozen: Arrays, inputs: tuple[Any, ...]) -> jax.Array:
         params = {path: jnp.asarray(value) for path, value in {**frozen, **trainable}.items()}
@@ -134,7 +161,10 @@ def functionalize(
         trainable={path: value for path, value in values.items() if path in chosen},
         frozen={path: value for path, value in values.items() if path not in chosen},
         excluded=frozenset(values) & (frozenset(paths) - chosen),
-        inputs=tuple(map(_wide, traced.inputs)),
+        inputs=tuple(map(_wide, specs)),
+        signature_inputs=tuple(map(_wide, traced.inputs)),
+        front=front,
+        examples=sample,
         output=output_spec,
         outputs=tuple(map(_wide, traced.outputs)),
         original=lambda inputs: traced.call(inputs)[index].numpy(),
@@ -154,7 +184,7 @@ def _entering(value: Any, dtype: np.dtype | None, keep_half: bool) -> Any:
 
 
 def _wide(spec: TensorSpec) -> TensorSpec:
-    return dataclasses.replace(spec, dtype=at_least_float32(spec.dtype).name)
+    return spec if spec.dtype == "string" else dataclasses.replace(spec, dtype=at_least_float32(spec.dtype).name)
 
 
 def _output_index(traced: TracedModel, output: str | int | None) -> int:
@@ -181,13 +211,7 @@ def _check_operations(model_name: str, function: GraphFunction) -> None:
     if random := random_operations(function):
         raise ExportError(
             f"Expected the output of {model_name!r} to be determined by its inputs and variables, received random "
-            f"operations: {_with_layers(random)}. Remove them, or make them depend on training=True."
-        )
-    if unsupported := unsupported_operations(function):
-        raise ExportError(
-            f"Expected {model_name!r} to consist of operations that can be converted to JAX, received "
-            f"{_with_layers(unsupported)}. Replace these layers, or move them before the model if they are "
-            "preprocessing."
+            f"operations: {with_layers(random)}. Remove them, or make them depend on training=True."
         )
     if layers := layers_that_read_what_they_wrote(function):
         raise ExportError(
@@ -196,29 +220,17 @@ def _check_operations(model_name: str, function: GraphFunction) -> None:
         )
 
 
-def _with_layers(operations: Mapping[str, set[str]]) -> str:
-    return "; ".join(f"{op} (in {', '.join(sorted(layers))})" for op, layers in sorted(operations.items()))
-
-
-def _captures(traced: TracedModel) -> list[Any]:
-    """What the graph captures, in its order: ModelVariables, and constants as numpy arrays."""
-    by_handle = {id(v.variable.handle): v for v in traced.variables}
-    captures: list[Any] = []
-    for tensor in traced.function.captured_inputs:
-        if tensor.dtype == tf.resource:
-            captures.append(by_handle.get(id(tensor)))  # None: a lookup table, whose ops are not supported
-        else:
-            captures.append(tensor.numpy())
-    return captures
-
-
 def _trace_once(
-    traced: TracedModel, index: int, call: Callable[..., jax.Array], variables: Sequence[ModelVariable]
+    traced: TracedModel,
+    index: int,
+    call: Callable[..., jax.Array],
+    specs: Sequence[TensorSpec],
+    variables: Sequence[ModelVariable],
 ) -> tuple[TensorSpec, set[str]]:
     """The chosen output's spec, and the paths of the variables that it depends upon."""
     batch = 13  # no size that a model is likely to be fixed to
     params = {v.path: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables}
-    inputs = tuple(jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
+    inputs = tuple(jax.ShapeDtypeStruct((batch, *spec.shape[1:]), spec.dtype) for spec in specs)
     jaxpr, result = jax.make_jaxpr(call, return_shape=True)(params, inputs)
     name = traced.outputs[index].name
     if not jnp.issubdtype(result.dtype, jnp.floating):
@@ -251,7 +263,12 @@ def _value(variable: ModelVariable) -> np.ndarray:
 
 
 def _check_differentiable(
-    traced: TracedModel, library: Library, call: Callable[..., jax.Array], values: Arrays, chosen: set[str]
+    traced: TracedModel,
+    library: Library,
+    call: Callable[..., jax.Array],
+    specs: Sequence[TensorSpec],
+    values: Arrays,
+    chosen: set[str],
 ) -> None:
     """ExportError if a loop whose number of iterations depends on data lies between a chosen variable and the output.
 
@@ -259,7 +276,7 @@ def _check_differentiable(
     """
     if not library.dynamic_loops:
         return
-    inputs = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in traced.inputs)
+    inputs = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in specs)
     trainable = {path: value for path, value in values.items() if path in chosen}
     frozen = {path: value for path, value in values.items() if path not in chosen}
 

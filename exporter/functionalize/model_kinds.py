@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from exporter.errors import ExportError
 from exporter.functionalize.structures import leaves, map_leaves
+from exporter.functionalize.variable_paths import variable_paths
 
 # Where Keras' exports list their variables a second time; these say less than the variables' names.
 _VARIABLE_LISTS = ("variables", "trainable_variables", "non_trainable_variables", "keras_api", "signatures")
@@ -107,7 +108,7 @@ def _keras3(model: Any) -> Source:
         name=model.name,
         call=call_without_cudnn,
         inputs=inputs,
-        variables=[(v.path, v.value, id(v) in trainable) for v in model.variables],
+        variables=[(path, v.value, id(v) in trainable) for path, v in variable_paths(model)],
         output_names=getattr(functional, "output_names", ()),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from exporter.errors import ExportError
+from exporter.functionalize.input_shapes import InputShapes, fix_sizes
 from exporter.functionalize.model_kinds import InputSpec, Source, source_of, variable_name
 from exporter.functionalize.structures import leaves, map_leaves
 
@@ -59,14 +61,29 @@ class TracedModel:
         """The flat list of outputs, as TensorFlow computes them, of inputs that are cast to the types of `inputs`."""
         return self.function(*(tf.cast(x, spec.dtype) for x, spec in zip(inputs, self.inputs, strict=True)))
 
+    @property
+    def specs(self) -> list[tf.TensorSpec]:
+        """The inputs as TensorFlow describes them."""
+        return [tf.TensorSpec(spec.shape, spec.dtype) for spec in self.inputs]
 
-def trace(model: Any) -> TracedModel:
-    """Traces a model; ExportError if it is of no known kind, or its inputs are unknown or cannot be served."""
-    return _trace(source_of(model))
+    @property
+    def captures(self) -> list[Any]:
+        """What the graph captures, in its order: ModelVariables, constants as arrays, handles of other resources."""
+        by_handle = {id(v.variable.handle): v for v in self.variables}
+        return [
+            by_handle.get(id(tensor), tensor) if tensor.dtype == tf.resource else tensor.numpy()
+            for tensor in self.function.captured_inputs
+        ]
 
 
-def _trace(source: Source) -> TracedModel:
-    specs = [_with_batch_axis(spec, source) for _, spec in leaves(source.inputs)]
+def trace(model: Any, input_shapes: InputShapes | None = None) -> TracedModel:
+    """Traces a model, with these sizes for the axes of its inputs that it leaves open.
+
+    ExportError if it is of no known kind, or its inputs are unknown, do not fit the sizes, or cannot be served.
+    """
+    source = source_of(model)
+    open_specs = [_with_batch_axis(spec, source) for _, spec in leaves(source.inputs)]
+    specs = fix_sizes(source.name, open_specs, input_shapes)
     if not specs:
         raise ExportError(f"Expected {source.name!r} to have at least one input tensor, received none.")
     output_names: list[str] = []
@@ -84,7 +101,10 @@ def _trace(source: Source) -> TracedModel:
         raise
     except Exception as error:
         shapes = ", ".join(str(_to_spec(spec)) for spec in specs)
-        raise ExportError(f"{source.name!r} cannot be called in inference mode on inputs {shapes}: {error}") from error
+        cure = "; it takes other sizes only (export.input_shapes)" if input_shapes else ""
+        raise ExportError(
+            f"{source.name!r} cannot be called in inference mode on inputs {shapes}: {_cause(error)}{cure}"
+        ) from error
     outputs = []
     for name, tensor in zip(output_names, function.structured_outputs, strict=True):
         if not isinstance(tensor, tf.TensorSpec | tf.Tensor):
@@ -102,31 +122,30 @@ def _trace(source: Source) -> TracedModel:
     )
 
 
+def _cause(error: Exception) -> str:
+    """What Keras or TensorFlow says, in one line, without the layer's arguments and the node's attributes."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error)).partition("\n\nArguments received by")[0]
+    return " ".join(re.sub(r" for '{{node.*", "", text, flags=re.DOTALL).split())
+
+
 def _to_spec(spec: tf.TensorSpec) -> TensorSpec:
     shape = (None, *spec.shape.as_list()[1:]) if spec.shape.rank else ()
     return TensorSpec(spec.name, shape, spec.dtype.name)
 
 
 def _with_batch_axis(named: InputSpec, source: Source) -> tf.TensorSpec:
-    """The spec with an open batch axis; ExportError if it is not a dense numeric tensor of known shape."""
+    """The spec with an open batch axis; ExportError if it is not a dense tensor of known rank, of texts or numbers."""
     what, spec = f"Input {named.name!r} of {source.name!r}", named.spec
     if not isinstance(spec, tf.TensorSpec):
         kind = type(spec).__name__.removesuffix("Spec")
         raise ExportError(f"{what} must be a dense tensor, received a {kind}; convert it before the model.")
-    if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
+    if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool or spec.dtype == tf.string):
         raise ExportError(
-            f"{what} must be floating or integer, received {spec.dtype.name}; move the preprocessing of it (for "
-            "instance StringLookup or TextVectorization) before the model."
+            f"{what} must be floating, integer or string, received {spec.dtype.name}; convert it before the model."
         )
     if spec.shape.rank is None or spec.shape.rank == 0:
         raise ExportError(f"{what} must have a batch axis and a known rank, received shape {spec.shape}.")
     sizes = spec.shape.as_list()
-    if None in sizes[1:]:
-        raise ExportError(
-            f"{what} must have known sizes but for the batch axis, received shape {tuple(sizes)}; rebuild the model "
-            f"with them, for instance keras.Input(shape={tuple(8 if d is None else d for d in sizes[1:])}), and load "
-            "its weights."
-        )
     if source.fixed_batch and sizes[0] is not None:
         raise ExportError(
             f"{what} must have an open batch axis, received shape {tuple(sizes)}; save it with None there."

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from exporter.functionalize import TensorSpec
+from exporter.functionalize import Front, TensorSpec
 from exporter.graph.traced import traced_once
 from exporter.plan.signatures import SIGNATURES, Signature, input_names, param_names
 
@@ -30,6 +30,9 @@ class KernelModule(tf.Module):
         frozen: Mapping[str, Any],
         inputs: Sequence[TensorSpec],
         functions: Mapping[str, Compute],
+        *,
+        front: Front | None = None,
+        behind: Sequence[TensorSpec] = (),
     ) -> None:
         """Builds the functions.
 
@@ -38,11 +41,14 @@ class KernelModule(tf.Module):
           frozen: values of the others, by path.
           inputs: the model's inputs.
           functions: for the name of each signature how it is computed.
+          front: what makes the functions' sides of the model's inputs; None if they are these.
+          behind: what it gives.
         """
         super().__init__()
         self.params = {path: tf.Variable(value, name=path) for path, value in params.items()}
         self.frozen = {path: tf.Variable(value, name=path, trainable=False) for path, value in frozen.items()}
         self._inputs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs]
+        self.front, self._behind = front, [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in behind]
         self.signatures_to_save = {}
         for name, compute in functions.items():
             signature = SIGNATURES[name]
@@ -64,12 +70,26 @@ class KernelModule(tf.Module):
                     for path, v in self.params.items()
                 }
             x = [_checked(f"{name} {n}", a, spec) for n, a, spec in zip(names, x, specs, strict=True)]
+            if self.front is None:  # which may take 64-bit integers
+                x = [_within_32_bits(f"{name} {n}", a) for n, a in zip(names, x, strict=True)]
             size = len(self._inputs)
             sides = [_same_count(name, names[k : k + size], x[k : k + size]) for k in range(0, len(x), size)]
+            sides = [self._behind_front(name, side) for side in sides]
             frozen = {path: v.read_value() for path, v in self.frozen.items()}
             return compute(values, frozen, *sides)
 
         return traced_once(core)
+
+    def _behind_front(self, name: str, side: list[tf.Tensor]) -> list[tf.Tensor]:
+        """What the functions take of a side, checked: only examples of the export say which shapes the front gives."""
+        if self.front is None:
+            return side
+        given = [tf.cast(a, spec.dtype) for a, spec in zip(self.front(side), self._behind, strict=True)]
+        labels = [f"{name}, preprocessed {spec.name}" for spec in self._behind]
+        return [
+            _within_32_bits(label, _checked(label, _opaque(a), spec))
+            for label, a, spec in zip(labels, given, self._behind, strict=True)
+        ]
 
     def _signature(self, signature: Signature, core: Any, names: list[tuple[str, ...]]) -> Any:
         flat = [n for side in names for n in side]
@@ -121,15 +141,22 @@ def _checked(name: str, value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
     rank = len(dims)
     padded = tf.concat([shape, tf.fill([rank], -1)], 0)[:rank]  # comparable whatever the rank is
     fits = tf.reduce_all(tf.equal(padded, sizes) | tf.less(sizes, 0)) & tf.equal(tf.size(shape), rank)
-    checks = [_assert(fits, expected, shape)]
-    if narrow := {tf.int64: tf.int32, tf.uint64: tf.uint32}.get(spec.dtype):
-        # XLA's programs are of 32-bit integers, as JAX is.
-        inside = tf.reduce_all((value >= narrow.min) & (value <= narrow.max))
-        bounds = f"{name}: expected {spec.dtype.name} between {narrow.min} and {narrow.max}, received from, to"
-        checks.append(_assert(inside, bounds, tf.stack([tf.reduce_min(value), tf.reduce_max(value)])))
-    with tf.control_dependencies(checks):
+    if dims.count("n") > 1:
+        sizes = tf.where(sizes < 0, tf.ensure_shape(padded, [rank]), sizes)
+    with tf.control_dependencies([_assert(fits, expected, shape)]):
         # Not ensure_shape: from that graph optimizers conclude what shape `value` has, and drop the assertion.
         return tf.reshape(value, sizes)
+
+
+def _within_32_bits(name: str, value: tf.Tensor) -> tf.Tensor:
+    """`value`, if it is of 64-bit integers with an assertion that 32 hold them: XLA's programs have those, as JAX."""
+    narrow = {tf.int64: tf.int32, tf.uint64: tf.uint32}.get(value.dtype)
+    if narrow is None:
+        return value
+    inside = tf.reduce_all((value >= narrow.min) & (value <= narrow.max))
+    bounds = f"{name}: expected {value.dtype.name} between {narrow.min} and {narrow.max}, received from, to"
+    with tf.control_dependencies([_assert(inside, bounds, tf.stack([tf.reduce_min(value), tf.reduce_max(value)]))]):
+        return tf.identity(value)
 
 
 def _same_count(name: str, names: Sequence[str], side: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -13,11 +13,11 @@ import numpy as np
 from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel, functionalize
+from exporter.load.examples import read_examples
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.layerwise.lowering import as_on_cpu
 from exporter.plan.limits import check_pair
-from exporter.plan.sampling import sample_inputs
 from exporter.plan.schedule import LARGEST_BLOCK
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
@@ -106,6 +106,10 @@ class Plan:
             trainable={path: v.astype(widened(v.dtype)) for path, v in model.trainable.items()},
             frozen={path: v.astype(widened(v.dtype)) for path, v in model.frozen.items()},
             inputs=tuple(dataclasses.replace(spec, dtype=widened(spec.dtype)) for spec in model.inputs),
+            signature_inputs=tuple(
+                dataclasses.replace(spec, dtype=spec.dtype if spec.dtype == "string" else widened(spec.dtype))
+                for spec in model.signature_inputs
+            ),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -114,7 +118,10 @@ class Plan:
         frozen = {path: v for path, v in model.frozen.items() if path not in model.excluded}
         excluded = {path: v for path, v in model.frozen.items() if path in model.excluded}
         rows = [("model", model.name)]
-        rows += [("input", _spec(s.name, s.shape, s.dtype)) for s in model.inputs]
+        rows += [("input", _spec(s.name, s.shape, s.dtype)) for s in model.signature_inputs]
+        if model.front is not None:
+            rows.append(("in TensorFlow", ", ".join(model.front.operations)))
+            rows += [("", f"  gives {_spec(s.name, s.shape, s.dtype)}") for s in model.inputs]
         rows += [("output", _spec(s.name, s.shape, s.dtype) + " *" * (s == model.output)) for s in model.outputs]
         for title, variables in (("trainable", model.trainable), ("frozen", frozen), ("excluded", excluded)):
             count = sum(v.size for v in variables.values())
@@ -129,7 +136,7 @@ class Plan:
         ]
         for name in self.export.signatures:
             signature = SIGNATURES[name]
-            inputs = [n for side in signature.sides for n in input_names(side, model.inputs)]
+            inputs = [n for side in signature.sides for n in input_names(side, model.signature_inputs)]
             params = list(param_names(model.trainable).values()) if signature.takes_params else []
             shown = inputs + params if len(params) < 4 else [*inputs, f"{len(params)} × params_…"]
             rows.append(("signature", f"{name}({', '.join(shown)}) -> {signature.output}"))
@@ -156,7 +163,15 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
       ExportError: the model or the configuration cannot be exported.
     """
     check_together(ntk, export)
-    functional = functionalize(model, trainable=ntk.trainable, output=ntk.output, keep_half=ntk.precision == "model")
+    examples = None if export.examples is None else read_examples(export.examples)
+    functional = functionalize(
+        model,
+        trainable=ntk.trainable,
+        output=ntk.output,
+        keep_half=ntk.precision == "model",
+        input_shapes=export.input_shapes,
+        examples=examples,
+    )
     rank = len(functional.output.shape)
     trace_axes, diagonal_axes = check_axes(ntk, rank)
     ntk = dataclasses.replace(ntk, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
@@ -174,7 +189,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
 
 
 def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:
-    """Raises if the function of a model is not that model, or if its examples influence each other, on random inputs.
+    """Raises if the function of a model is not that model, or if its examples influence each other.
 
     Args:
       model: the model, whose function is evaluated as the product does it.
@@ -183,10 +198,10 @@ def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> N
         or if no wrong conversion is so near.
     """
     rtol = max(rtol, _FAITHFUL, 0.0 if model.half is None else _HALF_ROUNDINGS * float(jnp.finfo(model.half).eps))
-    first, second = sample_inputs(model.inputs, 3, seed=0), sample_inputs(model.inputs, 3, seed=1)
-    mixed = tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
+    first, mixed = _two_batches(model)
+    batches = map(model.behind_front, (first, mixed))
     apply = jax.jit(as_on_cpu(model.apply_fn))
-    outputs, among = (np.asarray(apply(model.trainable, model.frozen, x), np.float64) for x in (first, mixed))
+    outputs, among = (np.asarray(apply(model.trainable, model.frozen, x), np.float64) for x in batches)
     original = np.asarray(model.original(first), np.float64)
     if model.half is not None:  # where it overflows, there is nothing to compare with
         original = np.where(np.isfinite(original), original, outputs)
@@ -204,6 +219,16 @@ def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> N
             "Set ntk.vmap_axes: null for the kernel of whole batches, or remove what couples them (batch statistics, "
             "reductions over the batch axis)."
         )
+
+
+def _two_batches(model: FunctionalModel) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Three examples, and others around the second of them."""
+    first = model.examples(3)
+    second = tuple(
+        b if a.shape == b.shape else np.roll(a, 1, axis=0)  # texts of another number, where that is open
+        for a, b in zip(first, model.examples(3, seed=1), strict=True)
+    )
+    return first, tuple(np.concatenate([b[:1], a[1:2], b[2:]]) for a, b in zip(first, second, strict=True))
 
 
 def _change(expected: np.ndarray, received: np.ndarray) -> float:

@@ -110,7 +110,7 @@ def write_rowwise(version: Path, target: Path) -> None:
             del graph.signature_def[name]
         (staging / "saved_model.pb").write_bytes(model.SerializeToString())
         (staging / PARAMETERS_FILE).write_text(model_parameters(), encoding="utf-8")
-        write_requests(staging, _warmup({name: graph.signature_def[name] for name in names}))
+        write_requests(staging, _warmup(version, {name: graph.signature_def[name] for name in names}))
         staging.rename(target)
 
 
@@ -123,19 +123,30 @@ def _made_of(version: Path, target: Path) -> bool:
     return all((target / p).is_file() and filecmp.cmp(version / p, target / p) for p in files)
 
 
-def _warmup(signatures: Mapping[str, Any]) -> Iterator[Any]:
-    """A request of each allowed size for each signature."""
+def _warmup(version: Path, signatures: Mapping[str, Any]) -> Iterator[Any]:
+    """A request of each allowed size for each signature: what the version itself is asked for, or else zeros.
+
+    Of texts, which cannot be anything, there is no request if the version has none.
+    """
     import tensorflow as tf
 
-    from serving.shared.warmup_file import request_of_zeros
+    from serving.shared.warmup_file import read_requests, request_of_one_value
 
+    own: dict[str, Any] = {}
+    for request in read_requests(version):
+        own.setdefault(request.model_spec.signature_name, request)  # the first, which has an example
     for name, signature in signatures.items():
+        specs = {
+            key: tf.TensorSpec([max(d.size, 1) for d in info.tensor_shape.dim], tf.as_dtype(info.dtype))
+            for key, info in signature.inputs.items()
+        }
+        if name not in own and any(spec.dtype == tf.string for spec in specs.values()):
+            continue
+        request = own.get(name) or request_of_one_value(name, specs)
         for size in SIZES:
-            inputs = {}
-            for key, info in signature.inputs.items():
-                shape = [size, *(d.size if d.size >= 0 else 1 for d in info.tensor_shape.dim[1:])]
-                inputs[key] = tf.TensorSpec(shape, tf.as_dtype(info.dtype))
-            yield request_of_zeros(name, inputs)
+            for proto in request.inputs.values():
+                proto.tensor_shape.dim[0].size = size
+            yield request
 
 
 def _link(source: str, target: str) -> str:

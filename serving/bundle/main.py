@@ -18,7 +18,8 @@ from typing import Any
 from absl import app, flags
 
 from serving.bundle.batching import BatchingError
-from serving.bundle.files import BundleError, default_options, write_bundle
+from serving.bundle.contents import BundleError
+from serving.bundle.files import default_options, write_bundle
 from serving.shared.command_line import CommandLine
 from serving.shared.exports import ManifestError
 from serving.shared.quiet import import_tensorflow_quietly

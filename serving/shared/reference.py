@@ -1,10 +1,13 @@
 """Examples and results that an export records in its manifest, so that whatever serves it can be checked later.
 
-The examples are made from a formula, which any machine and version computes alike, instead of being recorded.
+The examples are made from a formula, which any machine and version computes alike, instead of being recorded; but for
+models that need others, texts say. These are recorded.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 
 _RECORDED = 32  # values of each result
+_MOST_BYTES = 1 << 20  # of recorded examples: the manifest is also sent to clients
 
 
 def examples(inputs: Iterable[tuple[Sequence[int | None], str]], n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -29,6 +33,32 @@ def examples(inputs: Iterable[tuple[Sequence[int | None], str]], n: int, seed: i
 def few(n: int) -> int:
     """How many of n examples are x2 where x1 is all of them."""
     return n // 2 + 1
+
+
+def record_examples(arrays: Sequence[np.ndarray]) -> list[Any] | None:
+    """Examples of each input as JSON can have them; None if they are too large to be kept."""
+    recorded: list[Any] = []
+    for array in arrays:
+        if array.dtype == object:
+            content: Any = [base64.b64encode(text).decode() for text in array.flat]
+        else:
+            content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+        dtype = "string" if array.dtype == object else array.dtype.name
+        recorded.append({"shape": list(array.shape), "dtype": dtype, "b64": content})
+    return recorded if len(json.dumps(recorded)) <= _MOST_BYTES else None
+
+
+def recorded_examples(recorded: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, ...]:
+    """The arrays that `record_examples` recorded; texts as bytes."""
+    arrays: list[np.ndarray] = []
+    for entry in recorded:
+        if entry["dtype"] == "string":
+            array = np.empty(len(entry["b64"]), object)
+            array[:] = [base64.b64decode(text) for text in entry["b64"]]
+        else:
+            array = np.frombuffer(base64.b64decode(entry["b64"]), entry["dtype"])
+        arrays.append(array.reshape(entry["shape"]))
+    return tuple(arrays)
 
 
 def _example(first: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

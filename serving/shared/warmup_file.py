@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -11,14 +12,22 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 FILE = "assets.extra/tf_serving_warmup_requests"  # where TF Serving looks for it
 
 
-def request_of_zeros(signature: str, inputs: Mapping[str, tf.TensorSpec]) -> predict_pb2.PredictRequest:
-    """A request of zeros, or empty strings, with inputs of these shapes; small whatever the shapes are."""
+def request_of_one_value(
+    signature: str, inputs: Mapping[str, tf.TensorSpec], values: Mapping[str, Any] | None = None
+) -> predict_pb2.PredictRequest:
+    """A request with inputs of these shapes, each one value throughout; small whatever the shapes are.
+
+    Args:
+      signature: its name.
+      inputs: shapes and dtypes.
+      values: for inputs that cannot be anything their value; others are zero, or an empty text.
+    """
     request = predict_pb2.PredictRequest()
     request.model_spec.signature_name = signature
     for name, spec in inputs.items():
-        # One value, which a reader repeats to fill the shape; none for none.
-        values = [1] if spec.shape.num_elements() else [0]
-        proto = tf.make_tensor_proto("" if spec.dtype == tf.string else 0, spec.dtype, values)
+        value = (values or {}).get(name, "" if spec.dtype == tf.string else 0)
+        # Once, which a reader repeats to fill the shape; never if it is empty.
+        proto = tf.make_tensor_proto(value, spec.dtype, [1] if spec.shape.num_elements() else [0])
         proto.tensor_shape.CopyFrom(spec.shape.as_proto())
         request.inputs[name].CopyFrom(proto)
     return request

@@ -10,32 +10,24 @@ requests finish.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
 import pathlib
 import re
-import select
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
-import types
-import urllib.error
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
 from serving.shared import model_server, xla_cache
-from serving.shared.addresses import from_here, host_port
+from serving.shared.addresses import from_here
 from serving.shared.command_line import CommandLine
 from serving.shared.exports import BUNDLE
 from serving.shared.quiet import import_tensorflow_quietly
-from serving.start import example_request, server_choice
+from serving.start import running, server_choice
 
 if TYPE_CHECKING:
     from serving.local_server import ModelOptions
@@ -81,7 +73,6 @@ _LOG_REQUESTS = flags.DEFINE_bool("log_requests", False, "Log each request (embe
 _COMMAND = CommandLine(
     "ntk-serve", __doc__, __name__, _FLAGS, logging.INFO, "--verbosity=-1 shows warnings and errors only."
 )
-_POLL_SECONDS = 0.2
 
 
 def run() -> None:
@@ -171,12 +162,9 @@ def _xla_cache(program: pathlib.Path) -> pathlib.Path | None:
     return cache
 
 
-# ------------------------------------------------------------------------------------------------------------ embedded
-
-
 def _serve_embedded(choice: server_choice.Choice) -> int:
     _keep_what_tensorflow_compiles()
-    _announce(choice)
+    running.announce(choice)
     import_tensorflow_quietly()
     from serving.local_server import LocalServer, ServerOptions
 
@@ -192,18 +180,7 @@ def _serve_embedded(choice: server_choice.Choice) -> int:
         log_requests=bool(_LOG_REQUESTS.value),
     )
     models = _models()
-    server = LocalServer(models, options)
-    with _ended_by_signal() as ended:
-        # In a thread of its own, because loading runs for minutes without looking at signals.
-        start = _Background(server.start)
-        while not ended(_POLL_SECONDS) and not start.done:
-            pass
-        if start.done:
-            start.result()
-            _show_ready(options.host, server.grpc_port, server.rest_port, [model.name for model in models])
-            ended(None)
-            logging.info("stopping: requests have %g s to finish", options.shutdown_seconds)
-            server.stop()
+    running.run_server(LocalServer(models, options), [model.name for model in models])
     sys.stdout.flush()
     logging.flush()
     # Threads that still load or compute have had their time, and would hold up an ordinary exit.
@@ -220,36 +197,8 @@ def _keep_what_tensorflow_compiles() -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-class _Background:
-    """A call in a thread that does not hold up the end of the process."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self) -> None:
-        """Raises what the call raised."""
-        if self._error:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:
-            self._error = error
-
-
-# ------------------------------------------------------------------------------------------- tensorflow_model_server
-
-
 def _serve_by_process(choice: server_choice.Choice, extra: Sequence[str]) -> int:
-    ports = [port or _free_port() for port in (_PORT.value, _REST_PORT.value)]
+    ports = [port or running.free_port() for port in (_PORT.value, _REST_PORT.value)]
     names = [_NAME.value or ""] if _BASE_PATH.value else [model.name for model in _models()]
     host = _HOST.value or ""
     environment = dict(os.environ)
@@ -260,11 +209,11 @@ def _serve_by_process(choice: server_choice.Choice, extra: Sequence[str]) -> int
         if host == from_here(host):
             host = "0.0.0.0"
             print("note: tensorflow_model_server listens on all addresses of this machine", file=sys.stderr)
-    _announce(choice)
-    with _ended_by_signal() as ended, tempfile.TemporaryDirectory() as folder:
+    running.announce(choice)
+    with running.ended_by_signal() as ended, tempfile.TemporaryDirectory() as folder:
         command = _command(choice, ports, pathlib.Path(folder), extra)
         logging.info("%s", " ".join(command))
-        return _run_until(ended, choice, command, environment, host, ports, names)
+        return running.run_process(ended, choice, command, environment, host, ports, names)
 
 
 def _command(
@@ -301,88 +250,6 @@ def _command(
         gpu=bool(_GPU.value),
         keep_compiled=_XLA_CACHE.value != "",
     )
-
-
-def _run_until(
-    ended: Callable[[float | None], bool],
-    choice: server_choice.Choice,
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    host: str,
-    ports: Sequence[int],
-    names: Sequence[str],
-) -> int:
-    """Runs a server until `ended`, or until it ends by itself; says when it is ready, and returns the exit code."""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment) as process:
-        ready = False
-        while process.poll() is None and not ended(_POLL_SECONDS):
-            if not ready and all(_is_available(host_port(from_here(host), ports[1]), name) for name in names):
-                ready = True
-                _show_ready(host, ports[0], ports[1], names)
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-            return 0
-        print(f"error: {choice.kind} ended by itself, with exit code {process.returncode}", file=sys.stderr)
-        return process.returncode if 0 < process.returncode < 256 else 1
-
-
-def _free_port() -> int:
-    """A port for a server that takes 0 for none."""
-    with socket.create_server(("", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
-
-
-def _is_available(rest_address: str, name: str) -> bool:
-    try:
-        example_request.fetch_metadata(rest_address, name, seconds=5)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-# -------------------------------------------------------------------------------------------------------------- common
-
-
-def _announce(choice: server_choice.Choice) -> None:
-    print(f"server  {choice.kind} ({choice.reason})", flush=True)
-
-
-def _show_ready(host: str, grpc_port: int, rest_port: int, names: Sequence[str]) -> None:
-    print(f"gRPC    {host_port(host, grpc_port)}\nREST    http://{host_port(host, rest_port)}", flush=True)
-    local = host_port(from_here(host), rest_port)
-    for name in names:
-        with contextlib.suppress(urllib.error.HTTPError):
-            metadata = example_request.fetch_metadata(local, name)
-            version = metadata["model_spec"]["version"]
-            line = example_request.curl_line(local, name, metadata)
-            print(f"model   {name}, version {version}\n\n{line}\n", flush=True)
-
-
-@contextlib.contextmanager
-def _ended_by_signal() -> Iterator[Callable[[float | None], bool]]:
-    """A function that waits for SIGTERM or SIGINT, for some seconds or for ever, and tells if one came.
-
-    It reads a pipe. An event's lock would be held by the very wait that the handler interrupts, to wait for the lock.
-    """
-    came, comes = os.pipe()
-
-    def wait(seconds: float | None) -> bool:
-        return bool(select.select([came], [], [], seconds)[0])
-
-    def handle(number: int, frame: types.FrameType | None) -> None:
-        if not wait(0):
-            os.write(comes, b"!")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield wait
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(came)
-        os.close(comes)
 
 
 if __name__ == "__main__":

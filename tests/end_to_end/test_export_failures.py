@@ -42,6 +42,13 @@ def test_failed_verification_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("shapes", [None, (3, 4), {"image": (3,)}])
+def test_sizes_that_do_not_fit_leave_nothing(tmp_path, shapes):
+    with pytest.raises(ExportError, match=r"export\.input_shapes"):
+        export_savedmodel(export_models.lstm(), tmp_path / "base", export=ExportConfig(input_shapes=shapes))
+    assert os.listdir(tmp_path) == []
+
+
 EXPORT = """
     import resource, sys
     import models

@@ -12,7 +12,8 @@ import pytest
 import serving_target
 
 import serving
-from serving.bundle.files import BundleOptions, write_bundle
+from serving.bundle.contents import BundleOptions
+from serving.bundle.files import write_bundle
 from serving.doctor.report import Outcome
 from serving.doctor.server import check_server
 

@@ -439,3 +439,44 @@ def test_what_cannot_be_converted():
         empirical_ntk_fn_tf(scale_by_mean)
     with pytest.raises(ValueError, match=r"expected one of 'auto' \(0\), .*, received 'fast'"):
         empirical_ntk_fn_tf(ModuleWithShape(), implementation="fast")
+
+
+# Axes that the model leaves open
+
+
+def keras3_of_any_length():
+    x, weight = keras.Input((None, 2), name="x"), keras.Input((2,), name="weight")
+    y = keras.layers.GlobalAveragePooling1D()(keras.layers.Dense(3, activation="tanh")(x))
+    return keras.Model([x, weight], keras.layers.Dense(2)(keras.layers.Concatenate()([y, weight])))
+
+
+def series(n, length, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(np.float32) for shape in ((n, length, 2), (n, 2))]
+
+
+def test_open_axes_have_the_sizes_of_each_call():
+    model = keras3_of_any_length()
+    apply_fn, params = get_apply_fn_and_params(model)
+    ntk_fn = empirical_ntk_fn_tf(model, vmap_axes=0)
+    sides = series(3, 7), series(2, 4, seed=1)
+    for x in sides:
+        np.testing.assert_allclose(jax.jit(apply_fn)(params, x), model(x), rtol=1e-4, atol=1e-6)
+    rows = [
+        np.concatenate([np.reshape(j, (*j.shape[:2], -1)) for j in jax.jacobian(apply_fn)(params, x).values()], -1)
+        for x in sides
+    ]
+    for a, b in ((0, 0), (1, 1), (0, 1)):
+        expected = np.einsum("nop,mop->nm", rows[a], rows[b]) / 2
+        np.testing.assert_allclose(ntk_fn(sides[a], sides[b], params), expected, rtol=1e-4)
+
+
+def test_open_axes_that_do_not_fit():
+    model = keras3_of_any_length()
+    _, params = get_apply_fn_and_params(model)
+    x1, x2 = series(3, 7), series(2, 4)
+    layerwise = empirical_ntk_fn_tf(model, vmap_axes=0, implementation="layerwise")
+    with pytest.raises(ValueError, match=r"examples of one shape in x1 and x2 .* choose another implementation"):
+        layerwise(x1, x2, params)
+    with pytest.raises(ValueError, match=r"Expected input 'x' with 3 axes, received shape \(3, 2\)"):
+        layerwise([x1[0][:, 0], x1[1]], None, params)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from safe_flags import SAFE
 
-from serving.bundle.files import BundleOptions, bundle_files
+from serving.bundle.contents import BundleOptions, bundle_files
 from serving.shared.model_server import HARMFUL, model_server_flags
 from serving.start import main as serve_main
 from serving.start.server_choice import Choice

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import models
 import numpy as np
+import preprocessing_models
 import tensorflow as tf
 
 from exporter.config import ExportConfig, NtkConfig
@@ -42,8 +43,8 @@ def many_outputs() -> keras.Model:
 
 
 def lstm() -> keras.Model:
-    """A loop that reverse mode has to go through."""
-    model = keras.Sequential([keras.Input((3, 2)), L.LSTM(3), L.Dense(2)])
+    """A loop that reverse mode has to go through, of a length that the model leaves open."""
+    model = keras.Sequential([keras.Input((None, 2)), L.LSTM(3), L.Dense(2)])
     models.randomize(model.variables)
     return model
 
@@ -75,7 +76,7 @@ EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "many_outputs": (many_outputs, NtkConfig(), ExportConfig(**CPU)),
     "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
     "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(**CPU)),
-    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"), **CPU)),
+    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"), input_shapes=(3,), **CPU)),
     "module": (
         zoo("tf_module"),
         NtkConfig(**STRUCTURED),
@@ -95,6 +96,18 @@ EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
         zoo("batch_norm"),
         NtkConfig(precision="float64", **STRUCTURED),
         ExportConfig(signatures=("ntk", "forward"), verify={"rtol": 1e-12}, **CPU),
+    ),
+}
+
+# With operations in front of the kernel that stay TensorFlow; their inputs cannot be random numbers.
+PREPROCESSED: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
+    "sentences": (preprocessing_models.sentences, NtkConfig(), ExportConfig(**CPU)),
+    "pictures": (
+        preprocessing_models.decoding,
+        NtkConfig(**STRUCTURED),
+        ExportConfig(
+            signatures=("ntk_diagonal", "forward"), examples=preprocessing_models.pictures_file(), warmup=False, **CPU
+        ),
     ),
 }
 
@@ -146,8 +159,8 @@ class Exported:
 
 
 def export(name: str, directory: Path) -> Exported:
-    """Exports one of EXPORTS below `directory`, unless another process of these tests has done so already."""
-    build, ntk, config = EXPORTS[name]
+    """Exports one of EXPORTS or PREPROCESSED below `directory`, unless another process of the tests has done so."""
+    build, ntk, config = {**EXPORTS, **PREPROCESSED}[name]
     keras.utils.clear_session()  # so that variables have the same names in all processes
     model = build()
     plan = make_plan(model, ntk, config)

@@ -29,7 +29,7 @@ def _bucketize(node: Any, library: Library) -> OpFunction:
 def _dense_bincount(node: Any, library: Library) -> OpFunction:
     """How often each number below `size` occurs along the last axis, its weights' sum, or whether it occurs."""
     binary = node.attr["binary_output"].b
-    dtype = tf.as_dtype(node.attr["T"].type).as_numpy_dtype
+    dtype = jax.dtypes.canonicalize_dtype(tf.as_dtype(node.attr["T"].type).as_numpy_dtype)
 
     def count(numbers: Any, size: Any, weights: Any) -> jax.Array:
         hits = jnp.asarray(numbers)[..., None] == np.arange(int(size))

@@ -42,6 +42,11 @@ class Library(Mapping[str, "GraphFunction"]):
             self._functions[name] = GraphFunction(self._function_defs[name], self)
         return self._functions[name]
 
+    @property
+    def protos(self) -> Mapping[str, Any]:
+        """The FunctionDefs, by name."""
+        return self._function_defs
+
     def __iter__(self) -> Iterator[str]:  # noqa: D105
         return iter(self._function_defs)
 
@@ -89,30 +94,37 @@ class GraphFunction:
         proto = proto if library.keep_half else in_float32(proto)
         self.name = proto.signature.name
         self.argument_names = tuple(arg.name for arg in proto.signature.input_arg)
+        self._argument_types = {arg.name: arg.type for arg in proto.signature.input_arg}
         self._protos = {node.name: node for node in proto.node_def}
         self._library, self._replacements = library, replacements or {}
         results = proto.signature.output_arg if result is None else [proto.signature.output_arg[result]]
-        self._results = tuple(self._edge(proto.ret[arg.name]) for arg in results)
+        self.results = tuple(self._edge(proto.ret[arg.name]) for arg in results)
 
     @functools.cached_property
     def nodes(self) -> tuple[Any, ...]:
         """The NodeDefs that the results depend upon by data, inputs first."""
-        return tuple(self._sorted_nodes(result.name for result in self._results))
+        return tuple(self.before(result.name for result in self.results))
+
+    @functools.cached_property
+    def all_nodes(self) -> tuple[Any, ...]:
+        """All NodeDefs, also those that no result depends upon, inputs first."""
+        return tuple(self.before(self._protos))
 
     @functools.cached_property
     def unchanged_arguments(self) -> frozenset[int]:
         """The indices i such that result i is argument i as it came in."""
         return frozenset(
             i
-            for i, (result, argument) in enumerate(zip(self._results, self.argument_names, strict=False))
-            if self._origin(result) == Edge(argument, 0)
+            for i, (result, argument) in enumerate(zip(self.results, self.argument_names, strict=False))
+            if self.origin(result) == Edge(argument, 0)
         )
 
     def producer(self, edge: Edge) -> Any:
         """The NodeDef that computes a value, behind Identity nodes; None for an argument."""
-        return self._protos.get(self._origin(edge).name)
+        return self._protos.get(self.origin(edge).name)
 
-    def _origin(self, edge: Edge) -> Edge:
+    def origin(self, edge: Edge) -> Edge:
+        """The value that a value is, behind Identity nodes."""
         while edge.name in self._protos and self._protos[edge.name].op == "Identity":
             edge = next(self.inputs(self._protos[edge.name]))
         return edge
@@ -120,8 +132,12 @@ class GraphFunction:
     def callees(self) -> Iterator[tuple[Any, GraphFunction]]:
         """The nodes that call functions, each with a function that it calls."""
         for node in self.nodes:
-            for attr in node.attr.values():
-                yield from ((node, self._library[f.name]) for f in (attr.func, *attr.list.func) if f.name)
+            yield from ((node, callee) for callee in self.called_by(node))
+
+    def called_by(self, node: Any) -> Iterator[GraphFunction]:
+        """The functions that a node calls: a call's, a loop's, those of branches."""
+        for attr in node.attr.values():
+            yield from (self._library[f.name] for f in (attr.func, *attr.list.func) if f.name)
 
     def named(self, name: str) -> Any:
         """The NodeDef of a name; None for an argument."""
@@ -147,7 +163,7 @@ class GraphFunction:
                     f"The {node.op} operation of layer {layer_scope(node.name)!r} cannot be converted to JAX: {error}"
                 ) from error
             values[node.name] = result if isinstance(result, list | tuple) else (result,)
-        return tuple(values[edge.name][edge.index] for edge in self._results)
+        return tuple(values[edge.name][edge.index] for edge in self.results)
 
     def _convert(self, node: Any) -> registry.OpFunction:
         if node.name in self._replacements:
@@ -195,7 +211,14 @@ class GraphFunction:
         if node.name in self._replacements:
             yield from self._replacements[node.name].inputs
 
-    def _sorted_nodes(self, wanted: Iterable[str]) -> Iterator[Any]:
+    def dtype(self, edge: Edge) -> int:
+        """TensorFlow's number of the type of a value."""
+        if edge.name not in self._protos:
+            return self._argument_types[edge.name]
+        return list(_outputs(self._protos[edge.name]))[edge.index][1]
+
+    def before(self, wanted: Iterable[str]) -> Iterator[Any]:
+        """The NodeDefs of these names (arguments aside), and all that they depend upon by data, inputs first."""
         done = set(self.argument_names)
         stack = list(wanted)
         while stack:
@@ -211,20 +234,21 @@ class GraphFunction:
 
 
 def _output_offset(node: Any, output_name: str) -> int:
+    """Which of a node's outputs is the first of this name; 0 for a function called by its name, which has no OpDef."""
+    names = [name for name, _ in _outputs(node)]
+    return names.index(output_name) if names else 0
+
+
+def _outputs(node: Any) -> Iterator[tuple[str, int]]:
+    """Name and type of each output of a node, those of a list under one name; none if its op is not known."""
     definition = op_def_registry.get(node.op)
-    if definition is None:  # a function called by its name, which `inspection.unsupported_operations` reports
-        return 0
-    offset = 0
-    for arg in definition.output_arg:
-        if arg.name == output_name:
-            return offset
-        if arg.number_attr:
-            offset += node.attr[arg.number_attr].i
-        elif arg.type_list_attr:
-            offset += len(node.attr[arg.type_list_attr].list.type)
+    for arg in definition.output_arg if definition is not None else ():
+        if arg.type_list_attr:
+            types = list(node.attr[arg.type_list_attr].list.type)
         else:
-            offset += 1
-    raise KeyError(f"{node.op} has no output {output_name}")
+            count = node.attr[arg.number_attr].i if arg.number_attr else 1
+            types = [node.attr[arg.type_attr].type if arg.type_attr else arg.type] * count
+        yield from ((arg.name, dtype) for dtype in types)
 
 
 def is_known(value: Any) -> bool:

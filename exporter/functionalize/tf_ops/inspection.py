@@ -15,7 +15,16 @@ from exporter.functionalize.tf_ops.registry import is_random, is_supported
 
 def unsupported_operations(function: GraphFunction) -> dict[str, set[str]]:
     """The ops that have no converter -> the layers that they are in; random ones aside."""
-    return _by_operation(function, lambda node: not is_supported(node.op) and not is_random(node.op))
+    return _by_operation(function, _has_no_converter)
+
+
+def operations_without_jax(function: GraphFunction, node: Any) -> dict[str, set[str]]:
+    """The same of one node of the function, with those of the functions that it calls."""
+    own = {node.op: {layer_scope(node.name)}} if _has_no_converter(node) else {}
+    for callee in function.called_by(node):
+        for op in unsupported_operations(callee):
+            own.setdefault(op, set()).add(layer_scope(node.name))
+    return own
 
 
 def random_operations(function: GraphFunction) -> dict[str, set[str]]:
@@ -45,6 +54,10 @@ def layers_that_read_what_they_wrote(function: GraphFunction) -> Set[str]:
         for part, node, layer in _all_nodes(function)
         if node.op == "ReadVariableOp" and any(write.input[0] == node.input[0] for write in _writes_before(part, node))
     }
+
+
+def _has_no_converter(node: Any) -> bool:
+    return not is_supported(node.op) and not is_random(node.op)
 
 
 def _all_nodes(function: GraphFunction, caller: str = "") -> Iterator[tuple[GraphFunction, Any, str]]:

@@ -14,7 +14,6 @@ from exporter.functionalize import functionalize
 from exporter.ntk.layerwise import contract, lowering, rules
 from exporter.ntk.reference import reference_ntk
 from exporter.plan.planning import make_plan
-from exporter.plan.sampling import sample_inputs
 
 TOO_MUCH = 1e20  # operations, for explicit Jacobians and for more than one example
 
@@ -31,7 +30,7 @@ def large(model, ntk, x, flops=5e10):
 @pytest.mark.parametrize("model_id", ["conv2d", "attention", "lstm", "depthwise_conv", "batch_norm"])
 def test_engine_in_float64(model_id):
     plan = make_plan(models.by_id(model_id).build(), NtkConfig(), ExportConfig())
-    x = sample_inputs(plan.model.inputs, 3)
+    x = plan.model.examples(3)
     oracle = large(plan.model, plan.ntk, x, flops=1.5e10)
     assert oracle.examples == 3
     assert oracle.proof.error < 1e-10
@@ -43,18 +42,18 @@ def test_engine_in_float64(model_id):
 
 def test_fewer_examples_of_larger_models():
     model = functionalize(models.by_id("mlp").build())
-    x = sample_inputs(model.inputs, 8)
+    x = model.examples(8)
     assert [large(model, NtkConfig(), x, flops).examples for flops in (0, 1e9, 1e10, 5e10, TOO_MUCH)] == [8, 8, 5, 2, 1]
 
 
 def test_outputs_by_themselves_and_combinations():
     """Of few outputs all by themselves, of many some, and combinations of all."""
     few = functionalize(models.by_id("mlp").build())
-    proof = prove(few, sample_inputs(few.inputs, 2), silent)
+    proof = prove(few, few.examples(2), silent)
     assert (proof.examples, proof.outputs, proof.combinations) == (2, few.output.shape[1], 0)
     many = functionalize(models.by_id("spatial_output").build())
     assert np.prod(many.output.shape[1:]) > ROWS
-    proof = prove(many, sample_inputs(many.inputs, 2), silent)
+    proof = prove(many, many.examples(2), silent)
     assert (proof.outputs, proof.combinations) == (ROWS // 2, ROWS // 2)
 
 
@@ -112,7 +111,7 @@ def test_wrong_engine_is_caught(mutate, model_id, monkeypatch):
     import export_models
 
     model = functionalize(export_models.many_outputs() if model_id == "many" else models.by_id(model_id).build())
-    x = sample_inputs(model.inputs, 8)
+    x = model.examples(8)
     assert large(model, NtkConfig(), x).proof.error < 1e-10
     mutate(monkeypatch)
     start = time.monotonic()

@@ -10,9 +10,8 @@ import exporter.artefact.verification
 from exporter.artefact.verification import verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
-from exporter.functionalize import TensorSpec
 from exporter.plan.planning import make_plan
-from exporter.plan.sampling import sample_inputs
+from serving.shared.reference import examples
 
 RTOL = 1e-4
 
@@ -65,7 +64,7 @@ KINDS = ("signature", "method")
 
 
 def right_kernel(plan, n=8):
-    (x,) = sample_inputs(plan.model.inputs, n)
+    (x,) = plan.model.examples(n)
     return x.astype(np.float64) @ x.T + 1
 
 
@@ -121,7 +120,7 @@ def test_other_values_in_a_variable(exported, tmp_path):
         str(error.value),
     )
     assert found, error.value
-    x = sample_inputs(one.plan.model.inputs, 8)
+    x = one.plan.model.examples(8)
     received, expected = model.ntk_diagonal(list(x)).numpy(), np.diag(one.reference(x))
     where = np.argmax(np.abs(received - expected))
     assert int(found["where"]) == where
@@ -153,7 +152,7 @@ class Kinked(Linear):
 
     def __init__(self, at=0.0):
         super().__init__()
-        self.x = sample_inputs([TensorSpec("x", (None, 4), "float32")], 8)[0].astype(np.float64)
+        self.x = examples([((None, 4), "float32")], 8)[0].astype(np.float64)
         w = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
         self.w = tf.Variable(w)
         self.b = tf.Variable(np.float32([at - self.x[5] @ w[:, 0], 0.5]))
@@ -223,7 +222,7 @@ def test_ill_conditioned_is_no_kink(answers):
             return tf.sin(3e4 * tf.reduce_sum(self.w * x, -1, keepdims=True))
 
     plan = make_plan(Steep(), NtkConfig(), ExportConfig(verify=VerifyConfig(rtol=0.1)))
-    (x,) = (a.astype(np.float64) for a in sample_inputs(plan.model.inputs, 8))
+    (x,) = (a.astype(np.float64) for a in plan.model.examples(8))
     (w,) = plan.model.trainable.values()
     slope = 3e4 * np.cos(3e4 * (x @ w.astype(np.float64)) + 3e-3)
     answers(ntk_symmetric=(slope[:, None] * slope) * (x @ x.T))
@@ -321,7 +320,7 @@ def test_one_example(plan, answers):
 def test_coupled_examples_are_compared_as_whole_batches(answers):
     """The kernel of 8 with 5 examples is no part of that of 8 with 8."""
     plan = make_plan(export_models.coupled(), NtkConfig(vmap_axes=None), ExportConfig())
-    (x,) = sample_inputs(plan.model.inputs, 8)
+    (x,) = plan.model.examples(8)
     reference = exporter.artefact.oracle.reference_ntk
     model = plan.model
     kernels = [

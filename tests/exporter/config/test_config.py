@@ -30,6 +30,7 @@ ntk:
 export:
   platforms: [cpu, cuda]
   signatures: [ntk, ntk_symmetric, ntk_diagonal, ntk_with_params, forward]
+  input_shapes: null
   memory_budget: 1GiB
   warmup: true
   verify: {examples: 8, rtol: 1.0e-4}
@@ -70,9 +71,25 @@ class TestDefaults:
             NtkConfig().precision = "float64"  # type: ignore[misc]
         assert len({NtkConfig(), NtkConfig(trace_axes=[-1])}) == 1
         assert len({ExportConfig(), ExportConfig(platforms=["cpu", "cuda"])}) == 1
+        assert len({ExportConfig(input_shapes={"x": 3}), ExportConfig(input_shapes={"x": [3]})}) == 1
 
 
 class TestValues:
+    @pytest.mark.parametrize(
+        ("text", "shapes"),
+        [
+            ("null", None),
+            ("[128]", (128,)),
+            ("128", (128,)),
+            ("[64, 48]", (64, 48)),
+            ("{tokens: [128], image: [64, 48]}", {"tokens": (128,), "image": (64, 48)}),
+            ("{tokens: 128}", {"tokens": (128,)}),
+        ],
+    )
+    def test_input_shapes(self, text, shapes):
+        assert load_config(f"export: {{input_shapes: {text}}}")[1].input_shapes == shapes
+        assert load_config(None, [f"export.input_shapes={text}"])[1].input_shapes == shapes
+
     def test_sequences_become_tuples_and_single_values_too(self):
         config = NtkConfig(trace_axes=1, diagonal_axes=[2], trainable=["dense/*", "!*/bias"])
         assert (config.trace_axes, config.diagonal_axes) == ((1,), (2,))
@@ -221,6 +238,29 @@ class TestMessages:
                 "export.signatures: expected at least one kernel (ntk, ntk_symmetric, ntk_diagonal, ntk_with_params), "
                 "got ['forward']",
             ),
+            ("export: {input_shapes: []}", "export.input_shapes: expected a list of sizes, at least one, got []"),
+            ("export: {input_shapes: '32'}", "export.input_shapes: expected a list of sizes, at least one, got '32'"),
+            ("export: {input_shapes: true}", "export.input_shapes: expected a list of sizes, at least one, got True"),
+            *[
+                (
+                    f"export: {{input_shapes: [8, {size}]}}",
+                    "export.input_shapes: expected sizes that are whole numbers from 1 to 2147483647, got "
+                    f"{'None' if size == 'null' else size.capitalize()}",
+                )
+                for size in ("0", "-1", "1.5", "true", "null", "2147483648")
+            ],
+            (
+                "export: {input_shapes: {tokens: [8], image: [0, 8]}}",
+                "export.input_shapes.image: expected sizes that are whole numbers from 1 to 2147483647, got 0",
+            ),
+            *[
+                (
+                    f"export: {{input_shapes: {value}}}",
+                    "export.input_shapes: expected a list of sizes, or a mapping from names of inputs to lists of "
+                    f"sizes, got {value}",
+                )
+                for value in ("{}", "{1: [2]}")
+            ],
             ("export: {verify: false}", "export.verify: expected a mapping, got False"),
             (
                 "export: {verify: {exmples: 3}}",
@@ -442,6 +482,8 @@ class TestToDict:
                 ExportConfig(("cpu", "rocm"), ("ntk_diagonal",), 12345, False, VerifyConfig(3, 1e-7)),
             ),
             (NtkConfig(vmap_axes=0, output=2, trace_axes=()), ExportConfig(platforms="tpu", memory_budget="1.5GiB")),
+            (NtkConfig(), ExportConfig(input_shapes=(64, 48))),
+            (NtkConfig(), ExportConfig(input_shapes={"tokens": (128,), "image": [64, 48]})),
         ],
     )
     def test_round_trip_through_json(self, ntk, export):

@@ -141,7 +141,7 @@ def test_gradient_at_zero_is_tensorflows(activation):
     with tf.GradientTape() as tape:
         output = tf.reduce_sum(model(inputs[0]))
     bias = model.layers[0].bias
-    np.testing.assert_allclose(gradient[bias.path], tape.gradient(output, bias.value), rtol=1e-6)
+    np.testing.assert_allclose(gradient[f"{model.layers[0].name}/bias"], tape.gradient(output, bias.value), rtol=1e-6)
 
 
 def test_convolutions_stay_single_equations():

@@ -41,7 +41,7 @@ def test_output_that_cannot_have_a_kernel():
 
 def test_patterns_that_leave_nothing():
     model = models.by_id("mlp").build()
-    path = model.layers[0].kernel.path
+    path = f"{model.layers[0].name}/kernel"
     _raises("'kernal' matches none .nearest path: .*kernel", model, trainable=["kernal"])
     _raises(f"The trainable variables are '{path}'", model, trainable=["nothing/*"])
     _raises("at least one variable, received .'!\\*'.", model, trainable=["!*"])
@@ -55,22 +55,17 @@ def test_nothing_trainable():
 
 def test_output_without_the_chosen_variables():
     model = models.by_id("dict_outputs").build()
-    paths = [layer.kernel.path for layer in model.layers if hasattr(layer, "kernel")]
+    paths = [f"{layer.name}/kernel" for layer in model.layers if hasattr(layer, "kernel")]
     _raises("Output 'embedding' .* its kernel is zero", model, output="embedding", trainable=paths[1:])
 
 
 def test_weights_that_are_not_finite():
     model = _sequential(L.Dense(2, name="diverged"))
     model.layers[0].bias.assign([0.0, np.nan])
-    _raises("received NaN or infinity in variable 'model/diverged/bias'", model)
+    _raises("received NaN or infinity in variable 'diverged/bias'", model)
 
 
 def test_inputs_that_cannot_be_served():
-    _raises(
-        "known sizes but for the batch axis, received shape .None, None, 3.", _sequential(L.Dense(2), shape=(None, 3))
-    )
-    text = keras.Input((1,), dtype="string", name="text")
-    _raises("Input 'text' .* received string; move the preprocessing", keras.Model(text, L.Identity()(text)))
     sparse = keras.Input((4,), sparse=True, name="bag")
     _raises("Input 'bag' .* dense tensor, received a SparseTensor", keras.Model(sparse, L.Dense(2)(sparse)))
     ragged_function = tf.function(lambda x: x.to_tensor(), input_signature=[tf.RaggedTensorSpec((None, None))])
@@ -110,7 +105,10 @@ def test_model_that_fails():
 
 
 def test_operations_that_cannot_be_converted_are_named_with_their_layers():
-    model = _sequential(L.Hashing(4, name="hashed"), L.Embedding(4, 2), dtype="int32")
+    def hashed(x):
+        return tf.strings.to_hash_bucket_fast(tf.strings.as_string(x), 4)
+
+    model = _sequential(L.Dense(2), L.Lambda(hashed, name="hashed"), L.Embedding(4, 2))
     _raises(r"(?s)received AsString \(in model.*/hashed.*; StringToHashBucketFast \(in .*hashed.*preprocessing", model)
 
 

@@ -374,3 +374,35 @@ def test_integers_that_do_not_fit_32_bits_are_refused(tmp_path, dtype, low, high
         model.forward([image(1), tf.constant(fitting + np.array(1, dtype))])
     message = f"forward x_ids: expected {dtype} between {low} and {high}, received from, to] [{low + 1} {high + 1}]"
     assert assertion_of(error) == message
+
+
+class Lengths(tf.Module):
+    """A front: the lengths of words, as many as the first text has."""
+
+    def __call__(self, side):
+        return [tf.strings.length(side[0])]
+
+
+@pytest.fixture(scope="module")
+def behind_a_front():
+    words, lengths = TensorSpec("words", (None, None), "string"), TensorSpec("lengths", (None, 2), "int32")
+    functions = {"forward": lambda params, frozen, x: tf.cast(x[0], tf.float32) * params["dense/bias"]}
+    return KernelModule(PARAMS, FROZEN, [words], functions, front=Lengths(), behind=[lengths])
+
+
+class TestFront:
+    def test_is_run_on_the_inputs(self, behind_a_front):
+        model = behind_a_front
+        assert model.forward(tf.constant([["a", "bcd"]])).numpy().tolist() == [[0.5, 1.5]]
+        assert model.signatures_to_save["forward"].structured_input_signature[1]["x"].shape.as_list() == [None, None]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["a", "b"], r"forward x: expected string \(n, n\), received"),
+            ([["a"], ["b"]], r"forward, preprocessed lengths: expected int32 \(n, 2\), received"),
+        ],
+    )
+    def test_what_it_gives_is_checked(self, behind_a_front, words, message):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            behind_a_front.forward(tf.constant(words))

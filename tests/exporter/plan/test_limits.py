@@ -24,7 +24,7 @@ def nothing_compiles(monkeypatch):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(jax, "jit", compile_)
-    monkeypatch.setattr("exporter.plan.planning.sample_inputs", compile_)
+    monkeypatch.setattr("exporter.functionalize.examples.Examples.__call__", compile_)
 
 
 def refusal(model, ntk, budget):

@@ -15,7 +15,8 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.bundle import files as bundle
 from serving.bundle import main as bundle_main
-from serving.bundle.files import BundleError, BundleOptions, bundle_files, resources, write_bundle
+from serving.bundle.contents import BundleError, BundleOptions, bundle_files, resources
+from serving.bundle.files import write_bundle
 from serving.local_server.model_config import read_model_config
 from serving.shared.model_server import session_config
 from serving.shared.xla_cache import writable_directory, xla_flags

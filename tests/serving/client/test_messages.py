@@ -14,7 +14,7 @@ from tensorflow_serving.apis import (  # whose import registers the official mes
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.bundle import files as bundle
+from serving.bundle import contents as bundle
 from serving.client import messages
 
 OFFICIAL = (get_model_metadata_pb2, get_model_status_pb2, predict_pb2, model_server_config_pb2)

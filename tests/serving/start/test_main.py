@@ -99,13 +99,13 @@ def test_a_signal_ends_it_while_it_still_loads(tmp_path):
 def test_a_signal_at_any_moment_of_a_wait():
     program = """
         import signal, sys
-        from serving.start import main as serve_main
+        from serving.start import running
 
         def interrupt(frame, event, argument):
             signal.raise_signal(signal.SIGTERM)
             return interrupt
 
-        with serve_main._ended_by_signal() as ended:
+        with running.ended_by_signal() as ended:
             assert not ended(0)
             sys.settrace(interrupt)  # at each line
             ended(1)
