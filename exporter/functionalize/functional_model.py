@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from exporter.errors import ExportError
