@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artefact.manifest import write_manifest
+from exporter.artefact.trace_error import MOST_EXAMPLES, trace_error
 from exporter.artefact.verification import verify
 from exporter.artefact.versions import stage_version
 from exporter.artefact.writing import describe, disk_errors, size_of, write_saved_model
@@ -90,7 +91,7 @@ def export_savedmodel(
         with progress.stage("verify") as note:
             verification = verify(
                 staging.path,
-                plan.model,
+                plan.differentiated,
                 plan.ntk,
                 plan.export.verify,
                 signatures=plan.export.signatures,
@@ -98,12 +99,16 @@ def export_savedmodel(
                 coupled=plan.coupled,
                 requests=requests,
                 flops=plan.flops_of_example,
+                forward=plan.model,
                 note=note,
             )
             programs = f"{compiled} programs, " if compiled else ""
-            note(f"{verification.summary}; {programs}{verification.seconds['first_calls']:.1f} s")
+            error = trace_error(plan, min(verification.examples, MOST_EXAMPLES))
+            estimated = f"; {error.summary}" if error else ""
+            note(f"{verification.summary}{estimated}; {programs}{verification.seconds['first_calls']:.1f} s")
         manifest = {
             **describe(plan, choice, verification),
+            "trace": error and dataclasses.asdict(error),
             "programs": {"compiled": compiled, "warmup_examples": requests if plan.export.warmup else {}},
         }
         write_manifest(staging.path, manifest)

@@ -32,6 +32,7 @@ from exporter.ntk.neural_tangents_bridge import (
     implementations,
     import_neural_tangents,
 )
+from exporter.ntk.sampled_traces import sampled_outputs
 
 __all__ = ["empirical_ntk_fn_tf", "get_apply_fn_and_params"]
 
@@ -54,6 +55,8 @@ def empirical_ntk_fn_tf(
     _fwd: bool | None = None,
     *,
     trainable_only: bool = True,
+    trace_samples: int | None = None,
+    trace_seed: int = 0,
 ) -> Callable[..., PyTree]:
     """`neural_tangents.experimental.empirical_ntk_fn_tf`: the empirical NTK of a TensorFlow model.
 
@@ -72,6 +75,9 @@ def empirical_ntk_fn_tf(
         _fwd: as above.
         trainable_only: whether `params` are the model's trainable variables, or all its floating variables; of no
             meaning for a `tf.function`.
+        trace_samples: how many random ±1 combinations of the traced outputs the trace is estimated with; None for the
+            exact trace.
+        trace_seed: of their signs.
 
     Returns:
         A `tf.function` `ntk_fn(x1, x2, params)`, compiled by XLA for each new combination of shapes; `x2=None` stands
@@ -85,6 +91,8 @@ def empirical_ntk_fn_tf(
         ExportError: for a model that cannot be converted to JAX.
     """
     model = _from_function(f) if _is_function(f) else _from_model(f, trainable_only)
+    if trace_samples is not None:
+        model = dataclasses.replace(model, apply_fn=_sampled(model.apply_fn, trace_axes, trace_samples, trace_seed))
     ntk_fn = _ntk_fn(
         model,
         implementation,
@@ -220,6 +228,16 @@ def _from_model(f: Any, trainable_only: bool) -> _Model:
         return map_leaves(lambda index: None if index is None else outputs[index], structure)
 
     return _Model(apply_fn, trainable, frozen, _any_float64([*trainable.values(), *frozen.values(), *models[0].inputs]))
+
+
+def _sampled(apply_fn: Callable[..., PyTree], trace_axes: Axes, samples: int, seed: int) -> Callable[..., PyTree]:
+    """An apply_fn of random combinations of each output's traced entries."""
+
+    def sampled(params: Params, x: PyTree, frozen: Params) -> PyTree:
+        outputs = apply_fn(params, x, frozen)
+        return jax.tree.map(lambda y: sampled_outputs(y, trace_axes, samples, seed), outputs)
+
+    return sampled
 
 
 def _check_params(params: Params, trainable: Params, frozen: Params) -> None:

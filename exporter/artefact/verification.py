@@ -93,6 +93,7 @@ def verify(
     coupled: bool,
     requests: Mapping[str, Sequence[int]],
     flops: float = 0,
+    forward: FunctionalModel | None = None,
     note: Note = lambda text: None,
 ) -> Verification:
     """Compares all that a SavedModel computes with float64.
@@ -108,6 +109,7 @@ def verify(
       requests: for each signature further numbers of examples to call it with, which are the same ones repeated; those
         of least work first, as long as there is time.
       flops: operations for the derivatives of all outputs of an example, by which it is told what can be afforded.
+      forward: the model whose output `forward` gives, if it is not `model`.
       note: told how far it is.
 
     Returns:
@@ -139,7 +141,7 @@ def verify(
     params = _perturbed(model.trainable)
     expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
     if "forward" in signatures:
-        expected["forward"] = forward_in_float64(model, x)
+        expected["forward"] = forward_in_float64(forward or model, x)
     note("the SavedModel, in a process of its own")
     left = max(SHARE * config.seconds, config.seconds - (time.monotonic() - start))
     requests = {} if coupled else requests

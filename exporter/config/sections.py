@@ -32,6 +32,9 @@ class NtkConfig:
       trainable: glob patterns on the paths of variables; the kernel is over the trainable variables that match.
         A pattern that begins with "!" excludes.
       output: name or index (from 0) of the output of a model with several.
+      trace_samples: how many random ±1 combinations of the traced outputs the trace is estimated with; None for the
+        exact trace.
+      trace_seed: of their signs.
       precision: of the computation, one of `PRECISIONS`. With "model" values are rounded to half precision where the
         model does so, with the others nowhere; tensorfloat32 and bfloat16 are of the products of matrices alone.
 
@@ -46,6 +49,8 @@ class NtkConfig:
     trainable: tuple[str, ...] = ("*",)
     output: str | int | None = None
     precision: str = "float32"
+    trace_samples: int | None = None
+    trace_seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks all values and brings them into the types above."""
@@ -60,6 +65,12 @@ class NtkConfig:
             checks.wrong("trainable", "a pattern after '!'", "!")
         output = checks.name_or_index("output", self.output)
         precision = checks.choice("precision", self.precision, PRECISIONS)
+        trace_samples = self.trace_samples
+        if trace_samples is not None:
+            trace_samples = checks.integer("trace_samples", trace_samples, minimum=1)
+            if not trace_axes:
+                checks.wrong("trace_samples", "null, or axes to trace (ntk.trace_axes)", trace_samples)
+        trace_seed = checks.integer("trace_seed", self.trace_seed, minimum=0)
         checks.finish()
         _keep(
             self,
@@ -70,6 +81,8 @@ class NtkConfig:
             trainable=trainable,
             output=output,
             precision=precision,
+            trace_samples=trace_samples,
+            trace_seed=trace_seed,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from exporter.load.examples import read_examples
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.layerwise.lowering import as_on_cpu
+from exporter.ntk.sampled_traces import sampled_outputs
 from exporter.plan.limits import check_pair
 from exporter.plan.schedule import LARGEST_BLOCK
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
@@ -44,6 +46,21 @@ class Plan:
     coupled: bool
     kernel_shape: tuple[int | None, ...]
 
+    @functools.cached_property
+    def differentiated(self) -> FunctionalModel:
+        """The model whose kernel is computed: of sampled outputs, if the trace is estimated."""
+        if self.ntk.trace_samples is None:
+            return self.model
+        traced, samples = self.ntk.trace_axes, self.ntk.trace_samples
+        model, seed = self.model, self.ntk.trace_seed
+
+        def apply_fn(trainable: Any, frozen: Any, x: Any) -> Any:
+            return sampled_outputs(model.apply_fn(trainable, frozen, x), traced, samples, seed)
+
+        sizes = {**dict.fromkeys(traced, 1), traced[0]: samples}
+        shape = tuple(sizes.get(axis, size) for axis, size in enumerate(model.output.shape))
+        return dataclasses.replace(model, apply_fn=apply_fn, output=dataclasses.replace(model.output, shape=shape))
+
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:
         """The keyword arguments that say which axes of the output the kernel keeps."""
@@ -57,7 +74,7 @@ class Plan:
     def kernel(self, implementation: str) -> KernelFn:
         """The kernel, computed by one of the implementations."""
         return kernel_fn(
-            self.model.apply_fn,
+            self.differentiated.apply_fn,
             implementation=implementation,
             coupled=self.coupled,
             memory=self.export.memory_budget // 2,  # the other half is for the site at work
@@ -66,7 +83,7 @@ class Plan:
 
     def layerwise_parts(self, block: int, passes: int = 1) -> LayerwiseParts:
         """The layerwise kernel as features and their contraction, best for blocks of so many examples."""
-        model = self.model
+        model = self.differentiated
         return LayerwiseParts(
             model.apply_fn,
             model.trainable,
@@ -129,6 +146,7 @@ class Plan:
             rows += [("", f"  {path} {list(v.shape)}") for path, v in variables.items()]
         rows += [
             ("kernel", _spec("ntk", self.kernel_shape, self.kernel_dtype)),
+            ("trace", self.trace),
             ("examples", "coupled: a batch is never split" if self.coupled else "independent of each other"),
             ("implementation", self.ntk.implementation),
             ("precision", self.precision),
@@ -141,6 +159,19 @@ class Plan:
             shown = inputs + params if len(params) < 4 else [*inputs, f"{len(params)} × params_…"]
             rows.append(("signature", f"{name}({', '.join(shown)}) -> {signature.output}"))
         return rows
+
+    @property
+    def traced_outputs(self) -> int:
+        """How many outputs the kernel is averaged over."""
+        return math.prod(self.model.output.shape[axis] or 1 for axis in self.ntk.trace_axes)
+
+    @property
+    def trace(self) -> str:
+        """How the trace is computed, for people."""
+        samples, count = self.ntk.trace_samples, self.traced_outputs
+        if samples is None:
+            return f"exact, of {count} outputs" if self.ntk.trace_axes else "none"
+        return f"estimated with {samples} random combinations of {count} outputs, seed {self.ntk.trace_seed}"
 
     @property
     def precision(self) -> str:
@@ -181,6 +212,11 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
             kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
     coupled = ntk.vmap_axes is None
     plan = Plan(functional, ntk, export, coupled, tuple(kept))
+    if ntk.trace_samples is not None and ntk.trace_samples >= plan.traced_outputs:
+        raise ExportError(
+            f"ntk.trace_samples: expected fewer samples than the {plan.traced_outputs} traced outputs, whose exact "
+            f"trace costs no more, received {ntk.trace_samples}; set ntk.trace_samples: null."
+        )
     kept_axes = [axis for axis in range(1, rank) if axis not in (*trace_axes, *diagonal_axes)]
     parts = None if coupled or ntk.implementation not in ("auto", "layerwise") else plan.parts_of_large_blocks
     check_pair(functional.output, plan.kernel_shape, plan.kernel_dtype, kept_axes, parts, export.memory_budget)

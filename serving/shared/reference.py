@@ -61,6 +61,11 @@ def recorded_examples(recorded: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray
     return tuple(arrays)
 
 
+def random_bits(count: int, seed: int) -> np.ndarray:
+    """`count` random numbers of 64 bits, which any machine and version computes alike; others for each seed."""
+    return _splitmix64(np.arange(count, dtype=np.uint64) + (np.uint64(seed) << np.uint64(40)))
+
+
 def _example(first: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     bits = _splitmix64(np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(first)) >> np.uint64(56)
     integral = np.dtype(dtype).kind in "biu"
