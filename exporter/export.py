@@ -18,6 +18,7 @@ from exporter.graph.programs import functions_by_blocks, functions_of_whole_batc
 from exporter.graph.traced import without_graph_optimizers
 from exporter.plan.choosing import Choice, choose
 from exporter.plan.explanation import Explanation
+from exporter.plan.limits import memory_errors
 from exporter.plan.planning import Plan, make_plan
 from exporter.plan.schedule import count_programs, examples_of_requests
 from exporter.progress import Progress, SilentProgress
@@ -42,8 +43,9 @@ def explain(model: Any, ntk: NtkConfig | None = None, export: ExportConfig | Non
     Raises:
       ExportError: the model or the configuration cannot be exported.
     """
-    plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
-    return Explanation(plan, choose(plan))
+    with memory_errors():
+        plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
+        return Explanation(plan, choose(plan))
 
 
 def export_savedmodel(
@@ -71,7 +73,7 @@ def export_savedmodel(
         right; nothing is left under `base_dir` then.
     """
     progress = progress or SilentProgress()
-    with disk_errors(), stage_version(Path(base_dir)) as staging:
+    with disk_errors(), memory_errors(), stage_version(Path(base_dir)) as staging:
         with progress.stage("functionalize") as note:
             plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
             count = sum(v.size for v in plan.model.trainable.values())

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
+from exporter.plan.limits import out_of_memory
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
 from serving.shared import reference
 
@@ -81,6 +82,8 @@ def run_saved_model(
         command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
+            if told := out_of_memory(done.stderr):
+                raise told
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise ExportError(
                 "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "

@@ -1,10 +1,13 @@
-"""What cannot fit the memory budget, told by shapes alone, before anything is compiled."""
+"""What cannot fit the memory budget, told by shapes alone, before anything is compiled; and what XLA says of memory."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from exporter.errors import ExportError
@@ -50,6 +53,31 @@ def check_pair(
         f"The kernel of one pair of examples does not fit the memory budget: expected at most {size_text(budget)} "
         f"(export.memory_budget), received {', '.join(needs)}. {cure}"
     )
+
+
+def out_of_memory(text: str) -> ExportError | None:
+    """The error in place of XLA's text, if that says that memory ran out."""
+    size = re.search(r"[Oo]ut of memory\D*?allocat\w+ (\d+) bytes", text)
+    if size is None and "RESOURCE_EXHAUSTED" not in text:
+        return None
+    asked = f" of {size_text(int(size[1]))} at once" if size else ""
+    return ExportError(
+        f"Memory ran out: expected the kernel's intermediate values to fit this machine, received a request{asked}. "
+        "Average over more axes of the output (ntk.trace_axes), keep only their diagonal (ntk.diagonal_axes), or lower "
+        "export.memory_budget or export.verify.examples."
+    )
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Errors of JAX that say that memory ran out, as ExportErrors."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        told = out_of_memory(str(error) if isinstance(error, jax.errors.JaxRuntimeError) else "RESOURCE_EXHAUSTED")
+        if told is None:
+            raise
+        raise told from error
 
 
 def size_text(count: float) -> str:

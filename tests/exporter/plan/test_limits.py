@@ -7,7 +7,7 @@ from keras import layers as L
 
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
-from exporter.plan.limits import size_text
+from exporter.plan.limits import memory_errors, out_of_memory, size_text
 from exporter.plan.planning import make_plan
 
 
@@ -66,3 +66,14 @@ def test_axes_that_the_message_names(dense_prediction, axes):
 )
 def test_sizes_for_people(count, text):
     assert size_text(count) == text
+
+
+def test_the_text_of_xla_is_not_shown():
+    with pytest.raises(ExportError) as error, memory_errors():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 29064361760 bytes.")
+    assert "received a request of 27.07 GiB at once. Average over more axes" in str(error.value)
+    with pytest.raises(ExportError, match=r"received a request\. Average"), memory_errors():
+        raise MemoryError
+    with pytest.raises(jax.errors.JaxRuntimeError), memory_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    assert out_of_memory("UNIMPLEMENTED") is None
