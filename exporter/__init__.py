@@ -26,7 +26,7 @@ __all__ = [
     "load_config",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "config": ["ExportConfig", "NtkConfig", "load_config"],
@@ -35,3 +35,8 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "prototype": ["empirical_ntk_fn_tf", "get_apply_fn_and_params"],
     },
 )
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -77,7 +77,8 @@ class Limits:
         """What the largest example takes."""
         if array.dtype.kind != "O":
             return math.prod(array.shape[1:]) * self.encoded_size(array.dtype, 0)
-        sizes = (sum(self.encoded_size(array.dtype, tensors.text_size(t)) for t in texts.flat) for texts in array)
+        rows = array.reshape(len(array), math.prod(array.shape[1:]))
+        sizes = (sum(self.encoded_size(array.dtype, tensors.text_size(t)) for t in texts) for texts in rows)
         return max(sizes, default=0)
 
 

@@ -238,7 +238,7 @@ class TestWrongInput:
         [
             ("models:fails", (), "models:fails failed: RuntimeError: no weights"),
             ("models:unbuilt", (), "Expected a built model"),
-            ("models:unknown_shape", (), "must have known sizes but for the batch axis"),
+            ("models:unknown_shape", (), "set export.input_shapes to the sizes of the open axes"),
             ("models:frozen", (), "to have trainable variables"),
             ("models:good", ["ntk.trainable=cnv*"], "'cnv*' matches none"),
             ("models:good", ["ntk.trainable=!*"], "leave at least one variable"),
