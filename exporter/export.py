@@ -20,7 +20,7 @@ from exporter.plan.choosing import Choice, choose
 from exporter.plan.explanation import Explanation
 from exporter.plan.limits import memory_errors
 from exporter.plan.planning import Plan, make_plan
-from exporter.plan.schedule import count_programs, examples_of_requests
+from exporter.plan.schedule import count_programs, examples_of_requests, warmup_examples
 from exporter.progress import Progress, SilentProgress
 
 
@@ -86,9 +86,10 @@ def export_savedmodel(
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))
         requests = examples_of_requests(plan.export.signatures, choice.schedule)
+        reaching = warmup_examples(plan.export.signatures, choice.schedule)
         compiled = count_programs(plan.export.signatures, choice.schedule)
         with progress.stage("write") as note, without_graph_optimizers():
-            write_saved_model(module, plan, staging.path, requests if plan.export.warmup else None)
+            write_saved_model(module, plan, staging.path, reaching if plan.export.warmup else None)
             note(f"{size_of(staging.path) / 2**20:.1f} MiB")
         with progress.stage("verify") as note:
             verification = verify(
@@ -100,6 +101,7 @@ def export_savedmodel(
                 served=plan.served,
                 coupled=plan.coupled,
                 requests=requests,
+                reaching=reaching,
                 flops=plan.flops_of_example,
                 forward=plan.model,
                 note=note,
@@ -111,7 +113,7 @@ def export_savedmodel(
         manifest = {
             **describe(plan, choice, verification),
             "trace": error and dataclasses.asdict(error),
-            "programs": {"compiled": compiled, "warmup_examples": requests if plan.export.warmup else {}},
+            "programs": {"compiled": compiled, "warmup_examples": reaching if plan.export.warmup else {}},
         }
         write_manifest(staging.path, manifest)
         return ExportResult(staging.publish(), json.loads(json.dumps(manifest)))

@@ -18,7 +18,6 @@ from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.plan.limits import out_of_memory
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
-from serving.shared import reference
 
 _SCRIPT = Path(__file__).with_name("reload_script.py")
 
@@ -29,11 +28,9 @@ def run_saved_model(
     sides: Mapping[str, tuple[np.ndarray, ...]],
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
-    requests: Mapping[str, Sequence[int]],
-    small: float,
-    time_limit: float,
-) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
-    """What the SavedModel computes in a process of its own, the times there, and the requests that were left out.
+    requests: Mapping[str, Mapping[int, int]],
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What the SavedModel computes in a process of its own, and the times there.
 
     Args:
       saved_model: its directory.
@@ -41,12 +38,11 @@ def run_saved_model(
       sides: examples for x, x1 and x2.
       params: values for `ntk_with_params`.
       signatures: names of those to call, and the methods of these names.
-      requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
-      small: requests of so many examples are made in any case, as signatures and methods are called.
-      time_limit: seconds after which no larger one is begun.
+      requests: for each signature further numbers of examples to call it with, which are the same ones repeated, and
+        for each of these how many of them are x2.
 
     Returns:
-      Results by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES"; seconds; names of what was left out.
+      Results by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES"; seconds.
 
     Raises:
       ExportError: it cannot be loaded or called.
@@ -66,8 +62,8 @@ def run_saved_model(
         name: {
             "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],
             "rows": {
-                n: {k: reference.few(n) if s == "x2" else n for k, s in side_of.items() if s in SIGNATURES[name].sides}
-                for n in requests.get(name, ())
+                n: {k: columns if s == "x2" else n for k, s in side_of.items() if s in SIGNATURES[name].sides}
+                for n, columns in requests.get(name, {}).items()
             },
         }
         for name in signatures
@@ -75,9 +71,7 @@ def run_saved_model(
     with tempfile.TemporaryDirectory() as directory:
         inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
         arrays = {key: _storable(array) for key, array in arrays.items()}
-        arrays["script"] = np.frombuffer(
-            json.dumps({"calls": calls, "small": small, "time_limit": time_limit}).encode(), np.uint8
-        )
+        arrays["calls"] = np.frombuffer(json.dumps(calls).encode(), np.uint8)
         np.savez(inputs, allow_pickle=False, **arrays)
         command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -91,8 +85,8 @@ def run_saved_model(
             )
         with np.load(outputs) as file:
             results = dict(file.items())
-    told = json.loads(results.pop("told").tobytes())
-    return results, told["seconds"], told["left_out"]
+    seconds = json.loads(results.pop("seconds").tobytes())
+    return results, seconds
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

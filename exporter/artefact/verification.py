@@ -13,7 +13,7 @@ import jax
 import jax.experimental
 import numpy as np
 
-from exporter.artefact.oracle import SHARE, Batch, Oracle, Proof, forward_in_float64, oracle_of
+from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
 from exporter.artefact.reloading import run_saved_model
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
@@ -48,7 +48,7 @@ class Verification:
       asymmetry: largest |K - Kᵀ| of the symmetric kernel, relative to its largest entry.
       smallest_eigenvalue: of the symmetric kernel, relative to the largest one; None without that signature.
       seconds: to load, and of the first call of everything, in a fresh process; and of the whole verification.
-      left_out: requests, "signature/examples", for which there was no time.
+      left_out: requests, "signature/examples", that would have taken too long.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
         were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
       inputs: these examples of each input, as `serving.shared.reference` keeps them; None if it can make them again.
@@ -92,6 +92,7 @@ def verify(
     served: FunctionalModel,
     coupled: bool,
     requests: Mapping[str, Sequence[int]],
+    reaching: Mapping[str, Sequence[int]] | None = None,
     flops: float = 0,
     forward: FunctionalModel | None = None,
     note: Note = lambda text: None,
@@ -106,8 +107,8 @@ def verify(
       signatures: names of the signatures to call.
       served: the model with the dtypes of the SavedModel's inputs and variables.
       coupled: whether examples influence each other; then no example may be repeated.
-      requests: for each signature further numbers of examples to call it with, which are the same ones repeated; those
-        of least work first, as long as there is time.
+      requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
+      reaching: those that reach every program; of a large model only these are made.
       flops: operations for the derivatives of all outputs of an example, by which it is told what can be afforded.
       forward: the model whose output `forward` gives, if it is not `model`.
       note: told how far it is.
@@ -143,23 +144,20 @@ def verify(
     if "forward" in signatures:
         expected["forward"] = forward_in_float64(forward or model, x)
     note("the SavedModel, in a process of its own")
-    left = max(SHARE * config.seconds, config.seconds - (time.monotonic() - start))
-    requests = {} if coupled else requests
-    small = _SMALL_REQUEST / max(flops, 1.0)
-    outputs, seconds, left_out = run_saved_model(
-        saved_model, served, _sides(own), params, signatures, requests, small, left
-    )
+    asked, left_out = ({}, []) if coupled else _affordable(requests, reaching or {}, _SMALL_REQUEST / max(flops, 1.0))
+    outputs, seconds = run_saved_model(saved_model, served, _sides(own), params, signatures, asked)
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}
     for key, value in outputs.items():
         kind, name, *count = key.split("/")
-        right = _repeated(name, expected[name], int(count[0])) if count else expected[name]
+        repeats = [(n, asked[name][n]) for n in map(int, count)]
+        right = _repeated(name, expected[name], *repeats[0]) if repeats else expected[name]
         error = _error(value, right)
         if rtol < error < math.inf and name != "forward":
             rounding = _rounding(half or np.float32)
             jumps = jumps or _jumps(model, oracle, sides, params, coupled, expected, rounding)
-            jump = _repeated(name, jumps[name], int(count[0])) if count else jumps[name]
+            jump = _repeated(name, jumps[name], *repeats[0]) if repeats else jumps[name]
             value, difference = _without_kinks(value, right, jump, rtol)
             error = _error(value, right)
             at_kinks[f"{kind}/{name}"] = max(difference, at_kinks.get(f"{kind}/{name}", 0.0))
@@ -283,12 +281,26 @@ def _without_kinks(value: np.ndarray, right: np.ndarray, jump: np.ndarray, rtol:
     return np.where(kink, right, value), float(np.max(difference[kink], initial=0.0) / largest)
 
 
-def _repeated(name: str, expected: np.ndarray, n: int) -> np.ndarray:
-    """What a signature should give for n examples that are those of `expected` again and again."""
+def _affordable(
+    requests: Mapping[str, Sequence[int]], reaching: Mapping[str, Sequence[int]], small: float
+) -> tuple[dict[str, dict[int, int]], list[str]]:
+    """Which requests to make, each with its number of examples of x2; and the names of those to leave out.
+
+    All of at most `small` examples; and of larger ones those that reach programs, with one example of x2.
+    """
+    asked = {name: {n: reference.few(n) for n in counts if n <= small} for name, counts in requests.items()}
+    for name, counts in reaching.items():
+        asked[name] = {n: min(n, 1) for n in counts if n > small} | asked.get(name, {})
+    left_out = [f"{name}/{n}" for name, counts in requests.items() for n in counts if n not in asked[name]]
+    return asked, left_out
+
+
+def _repeated(name: str, expected: np.ndarray, n: int, columns: int) -> np.ndarray:
+    """What a signature should give for n examples, those of `expected` again and again, and the first of them as x2."""
     expected = expected[np.arange(n) % len(expected)]
     if name in ("ntk_diagonal", "forward"):
         return expected
-    columns = n if name == "ntk_symmetric" else reference.few(n)
+    columns = n if name == "ntk_symmetric" else columns
     return expected[:, np.arange(columns) % expected.shape[1]]
 
 

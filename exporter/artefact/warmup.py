@@ -13,6 +13,7 @@ from exporter.artefact import manifest
 from serving.shared.warmup_file import request_of_one_value
 
 _SIDE = re.compile("^x[12]?(?=_|$)")  # of an input's name
+_OTHER_SIDE = re.compile("^x2(_|$)")
 
 
 def requests(
@@ -22,7 +23,7 @@ def requests(
 
     Args:
       functions: the signatures as concrete functions, by name.
-      counts: for each signature's name the numbers of examples of its requests.
+      counts: for each signature's name the numbers of examples of its requests; of the side x2 there is one at most.
       example: of a model that cannot be asked for zeros a batch of one for each input of the side x, by its name. Its
         first value is asked for, and its sizes are taken where the signature leaves them open.
     """
@@ -38,5 +39,7 @@ def requests(
                 key: [n, *given[key].shape[1:]] if key in given else [n if d is None else d for d in spec.shape]
                 for key, spec in specs.items()
             }
+            for key in filter(_OTHER_SIDE.match, shapes):
+                shapes[key][0] = min(n, 1)
             inputs = {key: tf.TensorSpec(shapes[key], spec.dtype) for key, spec in specs.items()}
             yield request_of_one_value(name, inputs, values)

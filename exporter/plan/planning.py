@@ -99,10 +99,14 @@ class Plan:
         """The same for blocks of `LARGEST_BLOCK` examples, traced once."""
         return self.layerwise_parts(LARGEST_BLOCK)
 
-    @property
+    @functools.cached_property
     def flops_of_example(self) -> float:
-        """Floating point operations for the derivatives of all outputs of an example, by count."""
-        return sum(cost.example_flops for cost in self.parts_of_large_blocks.costs()) if not self.coupled else 0.0
+        """Floating point operations for an example's forward pass and the derivatives of all its outputs, by count."""
+        if self.coupled:
+            return 0.0
+        model = self.model
+        forward = jax.jit(model.apply_fn).lower(model.trainable, model.frozen, self.examples(1)).cost_analysis() or {}
+        return forward.get("flops", 0.0) + sum(cost.example_flops for cost in self.parts_of_large_blocks.costs())
 
     def examples(self, n: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of the model's inputs for n examples, (n, ...)."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from exporter.ntk.kernel import KernelParts
 
 LARGEST_BLOCK = 64  # examples a side
+PAIRS = ("ntk", "ntk_with_params", "ntk_symmetric")  # signatures of kernels of pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,25 @@ class Schedule:
     larger: Schedule | None = None
 
 
+def warmup_examples(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
+    """For each signature the numbers of examples of requests that reach every program, by the least work.
+
+    Of x2 one example will do. Kernels of pairs share their programs, so the first such signature is asked for each of
+    them, and the others once, for their graphs. A model whose batches are never split gets one request of one example.
+    """
+    if schedule is None:
+        return {name: [1] for name in signatures}
+    blocks = schedule.blocks
+    tile = [blocks.sizes[-1] + 1] if blocks.joined > 1 else []
+    of_pairs = [*blocks.sizes, *tile, *([0] if schedule.larger else [])]
+    pairs = [name for name in PAIRS if name in signatures]
+    return {
+        name: list(blocks.sizes) if name not in pairs else of_pairs if name == pairs[0] else [1] for name in signatures
+    }
+
+
 def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
-    """For each signature the numbers of examples, the same on both sides, of its warmup requests.
+    """For each signature numbers of examples that take every way through its graph.
 
     One for each size of block, one that needs more than a block, one that needs more than a tile, and for requests too
     large for these one without examples (see `serve_graph.Kernel`). `ntk_with_params` has the programs of `ntk`, so

@@ -54,7 +54,7 @@ def answers(monkeypatch):
 
     def believe(**outputs):
         results = {f"{kind}/{name}": np.float32(value) for name, value in outputs.items() for kind in KINDS}
-        believed = results, {"load": 1.0}, []
+        believed = results, {"load": 1.0}
         monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: believed)
 
     return believe
@@ -97,11 +97,12 @@ def test_wrong_only_for_many_examples(plan, answers, monkeypatch):
     kernel = right_kernel(plan)
     many = np.float32(kernel)[np.ix_(np.arange(20) % 8, np.arange(20) % 8)]
     results = {"signature/ntk_symmetric": np.float32(kernel), "signature/ntk_symmetric/20": many.copy()}
-    monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: (results, {"load": 1.0}, []))
-    assert check(plan, "nowhere").worst < RTOL
+    monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: (results, {"load": 1.0}))
+    requests = {"ntk_symmetric": [20]}
+    assert check(plan, "nowhere", requests=requests).worst < RTOL
     results["signature/ntk_symmetric/20"][19, 3] += 0.1
     with pytest.raises(ExportError, match=r"furthest at \[19, 3\]"):
-        check(plan, "nowhere")
+        check(plan, "nowhere", requests=requests)
 
 
 def test_other_values_in_a_variable(exported, tmp_path):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import exporter
 from exporter.ntk.kernel import Undivided
-from exporter.plan.schedule import Blocks, Schedule, count_programs, examples_of_requests
+from exporter.plan.schedule import Blocks, Schedule, count_programs, examples_of_requests, warmup_examples
 from serving.loading import load
 from serving.shared.warmup_file import FILE, read_requests
 
@@ -31,6 +31,20 @@ def test_requests_reach_every_block():
     assert examples_of_requests(("ntk", "forward"), joined) == {"ntk": [1, 4, 16, 17, 33], "forward": sizes}
     assert examples_of_requests(("ntk_with_params",), SCHEDULE) == {"ntk_with_params": sizes}
     assert examples_of_requests(("ntk", "forward"), None) == {"ntk": [1], "forward": [1]}
+
+
+def test_warmup_reaches_every_program_by_the_least_work():
+    once = [1, 4, 16]
+    assert warmup_examples(ALL, SCHEDULE) == {
+        "ntk": once,
+        "ntk_symmetric": [1],
+        "ntk_diagonal": once,
+        "ntk_with_params": [1],
+        "forward": once,
+    }
+    joined = dataclasses.replace(WITH_LARGER, blocks=Blocks((1, 4, 16), resident=3, joined=2))
+    assert warmup_examples(("ntk_symmetric", "forward"), joined) == {"ntk_symmetric": [*once, 17, 0], "forward": once}
+    assert warmup_examples(("ntk", "forward"), None) == {"ntk": [1], "forward": [1]}
 
 
 def test_requests_without_examples_reach_the_programs_for_large_ones():
@@ -68,7 +82,8 @@ def test_every_request_is_one_that_its_signature_takes(exported, name):
         assert all(specs[key].is_compatible_with(tf.constant(array)) for key, array in arrays.items())
         if k > 0:
             assert not any(np.any(array) for array in arrays.values())
-            examples = {len(array) for key, array in arrays.items() if not key.startswith("params_")}
+            examples = {len(array) for key, array in arrays.items() if not key.startswith(("params_", "x2"))}
+            assert all(len(array) == min(1, *examples) for key, array in arrays.items() if key.startswith("x2"))
             asked.setdefault(signature, []).extend(examples)
     assert asked == one.result.manifest["programs"]["warmup_examples"]
     assert set(asked) == set(one.plan.export.signatures)
