@@ -68,9 +68,8 @@ def warmup_examples(signatures: Sequence[str], schedule: Schedule | None) -> dic
     tile = [blocks.sizes[-1] + 1] if blocks.joined > 1 else []
     of_pairs = [*blocks.sizes, *tile, *([0] if schedule.larger else [])]
     pairs = [name for name in PAIRS if name in signatures]
-    return {
-        name: list(blocks.sizes) if name not in pairs else of_pairs if name == pairs[0] else [1] for name in signatures
-    }
+    once = {name: [1] for name in pairs[1:]}
+    return {name: once.get(name) or (of_pairs if name in pairs else list(blocks.sizes)) for name in signatures}
 
 
 def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
