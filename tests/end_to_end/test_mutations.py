@@ -10,7 +10,10 @@ from exporter import ExportConfig, ExportError, NtkConfig, export_savedmodel
 from exporter.graph import kernel_module, serve_graph
 from exporter.ntk.layerwise.outputs import OutputAxes
 
-CONFIG = ExportConfig(platforms=("cpu",), verify={"examples": 5, "seconds": 10}, memory_budget="200KiB")
+
+def config(*signatures):
+    verify = {"examples": 5, "seconds": 10}
+    return ExportConfig(platforms="cpu", signatures=signatures, warmup=False, verify=verify, memory_budget="200KiB")
 
 
 def model():
@@ -79,15 +82,26 @@ def own_params(monkeypatch):
     monkeypatch.setattr(kernel_module.KernelModule, "_core", core)
 
 
-@pytest.mark.parametrize("mutate", [below_the_diagonal, padding, one_tile_less, average, exchanged, own_params])
-def test_wrong_artefact_is_not_published(mutate, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("mutate", "signature"),
+    [
+        (below_the_diagonal, "ntk_symmetric"),
+        (padding, "ntk"),
+        (one_tile_less, "ntk"),
+        (average, "ntk_diagonal"),
+        (exchanged, "ntk"),
+        (own_params, "ntk_with_params"),
+    ],
+)
+def test_wrong_artefact_is_not_published(mutate, signature, monkeypatch, tmp_path):
     mutate(monkeypatch)
     with pytest.raises(ExportError, match="Verification failed"):
-        export_savedmodel(model(), tmp_path / "base", NtkConfig(), CONFIG)
+        export_savedmodel(model(), tmp_path / "base", NtkConfig(), config(signature))
     assert not (tmp_path / "base").exists()
 
 
 def test_right_artefact_is_published(tmp_path):
-    verification = export_savedmodel(model(), tmp_path / "base", NtkConfig(), CONFIG).manifest["verification"]
+    result = export_savedmodel(model(), tmp_path / "base", NtkConfig(), config("ntk", "ntk_symmetric"))
+    verification = result.manifest["verification"]
     assert max(verification["errors"].values()) < 1e-5
     assert np.isfinite(verification["smallest_eigenvalue"])

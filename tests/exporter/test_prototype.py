@@ -197,14 +197,14 @@ def test_fcn_of_the_docstring():
 
 def test_arguments_are_those_of_neural_tangents():
     experimental = import_neural_tangents().experimental
-    for ours, theirs in [
-        (empirical_ntk_fn_tf, experimental.empirical_ntk_fn_tf),
-        (get_apply_fn_and_params, experimental.get_apply_fn_and_params),
+    trainable_only, more = ("trainable_only", True), [("trace_samples", None), ("trace_seed", 0)]
+    for ours, theirs, added in [
+        (empirical_ntk_fn_tf, experimental.empirical_ntk_fn_tf, [trainable_only, *more]),
+        (get_apply_fn_and_params, experimental.get_apply_fn_and_params, [trainable_only]),
     ]:
         arguments = [(p.name, p.default, p.kind) for p in inspect.signature(theirs).parameters.values()]
         own = [(p.name, p.default, p.kind) for p in inspect.signature(ours).parameters.values()]
-        assert own[:-1] == arguments
-        assert own[-1] == ("trainable_only", True, inspect.Parameter.KEYWORD_ONLY)
+        assert own == arguments + [(*argument, inspect.Parameter.KEYWORD_ONLY) for argument in added]
 
 
 def test_neural_tangents_can_be_imported_afterwards():

@@ -62,9 +62,11 @@ class TestDefaults:
             "trainable": ("*",),
             "output": None,
             "precision": "float32",
+            "trace_samples": None,
+            "trace_seed": 0,
         }
         assert ExportConfig().memory_budget == 2**30
-        assert ExportConfig().verify == VerifyConfig(examples=8, rtol=1e-4)
+        assert ExportConfig().verify == VerifyConfig(examples=8, rtol=1e-4, seconds=120.0)
 
     def test_configurations_are_frozen_and_hashable(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
