@@ -6,6 +6,8 @@ of numbers there. Over gRPC its numbers are right, but written in another way.
 
 from __future__ import annotations
 
+import base64
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -21,14 +23,19 @@ _COPIES = 4  # of one example, whose answers must be equal
 _MOST = 3  # signatures that are asked
 _TOLERANCE = 1e-2  # relative; rows of one request may be computed by different programs
 _NAME = "answers"
+# What models that take texts take: any text, or a file of an image, here of one pixel.
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP43+AAAARBAcAyLD49AAAAAElFTkSuQmCC"
+)
+_TEXTS = (b"", _PIXEL)
 
 
 def check_answers(client: Client, served: ServedModel) -> Check:
     """Asks for numbers; texts may be asked for only if nothing is wrong."""
     seen = "there is no signature that answers numbers for examples"
-    for name, signature in list(_numeric(served))[:_MOST]:
+    for name, signature, text in _questions(served):
         try:
-            prediction = client.ask(name, {key: _copies(spec) for key, spec in signature.inputs.items()})
+            prediction = client.ask(name, {key: _copies(spec, text) for key, spec in signature.inputs.items()})
         except ServingError as error:
             seen = str(error)
             continue
@@ -42,6 +49,13 @@ def check_answers(client: Client, served: ServedModel) -> Check:
         seen = f"{name} is 0 for every example, as if nothing were written. {TENSOR_CONTENT_CURE}"
     words = f"whether texts can be asked for could not be found out: {seen}"
     return bad(_NAME, words) if client.address.startswith("http") else note(_NAME, words)
+
+
+def _questions(served: ServedModel) -> Iterator[tuple[str, SignatureSpec, bytes]]:
+    """Signatures to ask, with what to give for a text."""
+    for name, signature in itertools.islice(_numeric(served), _MOST):
+        takes_texts = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
+        yield from ((name, signature, text) for text in (_TEXTS if takes_texts else _TEXTS[:1]))
 
 
 def _numeric(served: ServedModel) -> Iterator[tuple[str, SignatureSpec]]:
@@ -58,10 +72,10 @@ def _size(signature: SignatureSpec) -> tuple[int, int]:
     return len(signature.inputs), numbers
 
 
-def _copies(spec: TensorSpec) -> np.ndarray:
+def _copies(spec: TensorSpec, text: bytes) -> np.ndarray:
     shape, dtype = spec.shape or (), tensors.numpy_dtype(spec.dtype)
     if dtype.kind == "O":
-        return np.full((_COPIES, *(size or 1 for size in shape[1:])), b"", object)
+        return np.full((_COPIES, *(size or 1 for size in shape[1:])), text, object)
     (example,) = reference.examples([(shape, dtype.name)], 1)
     return np.repeat(example, _COPIES, axis=0)
 

@@ -20,6 +20,7 @@ from serving import Client, ServingError
 from serving.bundle import batching
 from serving.doctor import saved_model
 from serving.doctor.report import Outcome
+from serving.doctor.server import check_server
 from serving.loading import load
 from serving.local_server import LocalServer, ModelOptions
 from serving.shared.exports import MANIFEST
@@ -136,6 +137,10 @@ class TestPictures:
             np.testing.assert_allclose(client.diagonal(PICTURES["image"]), right)
             rows = [{"b64": base64.b64encode(picture).decode()} for picture in PICTURES["image"]]
             np.testing.assert_allclose(by_rest(server, "pictures", rows), right, rtol=1e-6)
+            with Client(f"http://localhost:{server.rest_port}", model="pictures") as by_http:
+                checks = [check for asked in (client, by_http) for check in check_server(asked, 10.0)]
+            assert [check for check in checks if check.outcome is Outcome.BAD] == []
+            assert sum(check.name == "ntk_diagonal" for check in checks) == 2
         x = one.plan.model.behind_front((PICTURES["image"],))
         one.assert_close(right, np.diag(one.reference(x, x)))
 
