@@ -132,6 +132,7 @@ def _kernel(
         swap=swap,
         passes=passes,
         larger=larger,
+        most=schedule.most,
     )
     return kernel, features, parts
 

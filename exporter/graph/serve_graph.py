@@ -27,7 +27,6 @@ Batch = Sequence[tf.Tensor]
 Nest = Any  # of tensors (n, ...)
 
 _LOOPS = ("While", "StatelessWhile")
-PARTS = 3  # that a side has at most for the other's features to be made again for each, instead of more passes
 FULL = 0.75  # a block at least so full is padded; else smaller ones are used, which cost about as much per example
 
 
@@ -99,6 +98,7 @@ class Kernel:
         swap: Sequence[int],
         passes: int = 1,
         larger: Kernel | None = None,
+        most: int = 0,
     ) -> None:
         """Takes the XLA programs.
 
@@ -112,9 +112,10 @@ class Kernel:
           passes: the kernel is a sum of so many.
           larger: the same kernel with more passes, for requests of which neither side nearly fits. It also gets those
             without examples on either side, so that warmup requests reach its programs without being large.
+          most: examples of the smaller side of a request that is not for `larger`, if there is one.
         """
         self._contract, self._result, self._swap = contract, result, tuple(swap)
-        self._passes, self._larger = passes, larger
+        self._passes, self._larger, self._most = passes, larger, most
         self._tile, self._resident = sizes[-1], resident
         self._specs = features.results
         self._sides = [(size, _side(features, size)) for size in sizes]
@@ -183,7 +184,7 @@ class Kernel:
         if larger is None:
             result = own()
         else:
-            too_large = tf.minimum(n1, n2) > PARTS * self._resident * self._tile
+            too_large = tf.minimum(n1, n2) > self._most
             result = tf.cond(too_large | tf.equal(most, 0), lambda: by_larger(larger), own)
         return tf.ensure_shape(result, self._result.shape)
 

@@ -7,6 +7,7 @@ as large as leaves room for the features of more blocks beside it; small request
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 
@@ -18,8 +19,10 @@ from exporter.plan.planning import Plan
 from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule
 
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
-SMALLER_BLOCK = 16  # where the largest does not fit
-MORE_PASSES = 5  # with each a forward pass more, for requests whose features do not fit
+FEWER_EXAMPLES = (16, 4)  # of a side, for which forms of features are chosen where more do not fit
+SMALLER_BLOCK = 16  # of undivided kernels
+MORE_PASSES = (2, 3, 5)  # times as many, each with a forward pass more, for requests whose features do not fit
+WORTH = 1.2  # times as fast should these requests be, for two programs more
 LARGER_BLOCKS = 2  # times as large are blocks then
 SHARE = 0.8  # of the memory budget is planned with: TF and the allocator need some too
 
@@ -78,27 +81,28 @@ def _divided(plan: Plan) -> Choice | None:
     variables = (plan.model.trainable, plan.model.frozen)
     budget = SHARE * plan.export.memory_budget
 
-    def features_bytes(parts: LayerwiseParts) -> int:
-        """Of one example."""
-        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(parts.specs(1)))
-
-    parts = plan.parts_of_large_blocks  # in the forms best for such blocks, if there can be some
-    if 3 * LARGEST_BLOCK * features_bytes(parts) > budget / 2:
-        parts = plan.layerwise_parts(SMALLER_BLOCK)
-    while 3 * features_bytes(parts) > budget / 2 or parts.bytes_at_work > budget / 2:
-        fewer = plan.layerwise_parts(SMALLER_BLOCK, 2 * parts.passes)
+    examples, parts = LARGEST_BLOCK, plan.parts_of_large_blocks
+    for smaller in FEWER_EXAMPLES:  # in the forms best for so many, if they fit
+        if 3 * examples * parts.features_bytes <= budget / 2:
+            break
+        examples, parts = smaller, plan.layerwise_parts(smaller)
+    while 3 * parts.features_bytes > budget / 2 or parts.bytes_at_work > budget / 2:
+        fewer = plan.layerwise_parts(examples, 2 * parts.passes)
         if fewer.passes == parts.passes:
             break
         parts = fewer
-    per_example = features_bytes(parts)
+    per_example = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(parts.specs(1)))
     if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
-    one, four = (bytes_of_program(parts.features, *variables, plan.examples(n)) for n in (1, 4))
+    one = bytes_of_program(parts.features, *variables, plan.examples(1))
+    more_each = one
+    if one + 5 * per_example <= budget / 2:  # or else two examples make no block, whatever they take
+        more_each = max(0, bytes_of_program(parts.features, *variables, plan.examples(4)) - one) // 3
     pairs = bytes_of_program(parts.contract, *variables, parts.specs(4), parts.specs(4))
 
     def work(block: int) -> int:
         """Bytes of the features of a block while they are made, or of one block's and its contraction."""
-        make = one + (block - 1) * max(0, four - one) / 3
+        make = one + (block - 1) * more_each
         return int(max(make, block * per_example + pairs * (block / 4) ** 2))
 
     block = LARGEST_BLOCK
@@ -107,20 +111,42 @@ def _divided(plan: Plan) -> Choice | None:
     blocks, work_bytes = _tiles(_sizes(block), per_example, work(block), pairs, budget)
     if blocks.resident < 1:
         return None
-    more = plan.layerwise_parts(LARGER_BLOCKS * block, MORE_PASSES * parts.passes)
-    larger = None
-    if per_example / features_bytes(more) >= MORE_PASSES / 2:  # or else not many more are resident
-        # With less work for each example, as many outputs as there are passes fewer.
-        sizes = (LARGER_BLOCKS * block,)
-        larger = Schedule(more, _tiles(sizes, features_bytes(more), work(block), pairs, budget)[0])
-    schedule = Schedule(parts, blocks, larger)
+
+    larger_block = block if block == 1 else LARGER_BLOCKS * block  # with less work for each example
+
+    def in_passes(passes: int) -> tuple[LayerwiseParts, Blocks]:
+        more = plan.layerwise_parts(max(examples, larger_block), passes)
+        return more, _tiles((larger_block,), more.features_bytes, work(block), pairs, budget)[0]
+
+    large = [times * blocks.resident_examples for times in (2, 4, 8)]
+
+    def mean(parts: LayerwiseParts, blocks: Blocks) -> float:
+        return math.prod(_passes_for(parts, blocks, n) for n in large) ** (1 / len(large))
+
+    more = min((in_passes(times * parts.passes) for times in MORE_PASSES), key=lambda more: mean(*more))
+    schedule = Schedule(parts, blocks)
+    if mean(parts, blocks) > WORTH * mean(*more):
+        most = blocks.resident_examples
+        while _passes_for(parts, blocks, most + 1) <= _passes_for(*more, most + 1):
+            most += 1
+        schedule = Schedule(parts, blocks, Schedule(*more), most)
     return Choice("layerwise", schedule, per_example, work_bytes)
+
+
+def _passes_for(parts: LayerwiseParts, blocks: Blocks, n: int) -> float:
+    """Passes through the model, forwards and backwards, that a symmetric request of n examples takes for each of them.
+
+    Features take one backwards for each output, and one forwards for each part of the outputs. If not all fit, they are
+    made for each part of the examples that does, of these and of those after them.
+    """
+    most = max(blocks.resident_examples, 1)
+    return (parts.passes + parts.outputs) * max(1.0, 0.5 + n / (2 * most))
 
 
 def _tiles(
     sizes: tuple[int, ...], per_example: int, block_work: int, pairs_bytes: int, budget: float
 ) -> tuple[Blocks, int]:
-    """Blocks in the largest tiles that leave half of the examples resident, and the bytes of work besides these.
+    """Blocks in the largest tiles that leave 7 of 8 examples resident, and the bytes of work besides these.
 
     Args:
       sizes: of blocks.
@@ -141,7 +167,7 @@ def _tiles(
     single = of(1)
     for joined in (4, 2):
         blocks, work = of(joined)
-        enough = 2 * blocks.resident_examples >= single[0].resident_examples
+        enough = 8 * blocks.resident_examples >= 7 * single[0].resident_examples
         if blocks.tile <= LARGEST_TILE and work <= budget / 2 and blocks.resident >= 1 and enough:
             return blocks, work
     return single

@@ -83,21 +83,15 @@ class Plan:
 
     def layerwise_parts(self, block: int, passes: int = 1) -> LayerwiseParts:
         """The layerwise kernel as features and their contraction, best for blocks of so many examples."""
-        model = self.differentiated
-        return LayerwiseParts(
-            model.apply_fn,
-            model.trainable,
-            model.frozen,
-            self.examples(1),
-            counts=(block, block),
-            passes=passes,
-            **self.axes,
-        )
+        return self.parts_of_large_blocks.fitted((block, block), passes)
 
     @functools.cached_property
     def parts_of_large_blocks(self) -> LayerwiseParts:
-        """The same for blocks of `LARGEST_BLOCK` examples, traced once."""
-        return self.layerwise_parts(LARGEST_BLOCK)
+        """The same for blocks of `LARGEST_BLOCK` examples; the model is traced for it."""
+        model, counts = self.differentiated, (LARGEST_BLOCK, LARGEST_BLOCK)
+        return LayerwiseParts(
+            model.apply_fn, model.trainable, model.frozen, self.examples(1), counts=counts, passes=1, **self.axes
+        )
 
     @functools.cached_property
     def flops_of_example(self) -> float:

@@ -49,11 +49,13 @@ class Schedule:
       parts: the kernel.
       blocks: sizes of the programs.
       larger: the same for requests too large for these, always by tiles; None if that would not be better.
+      most: examples of the smaller side of requests that are not too large, if there is a larger one.
     """
 
     parts: KernelParts
     blocks: Blocks
     larger: Schedule | None = None
+    most: int = 0
 
 
 def warmup_examples(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:

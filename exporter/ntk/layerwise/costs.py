@@ -57,6 +57,14 @@ def site_costs(features: ExampleFeatures) -> list[SiteCost]:
     return [costs[k] for k in range(len(features.sites))]
 
 
+def features_bytes(features: ExampleFeatures, outputs: int) -> int:
+    """Bytes of the features of so many outputs of one example, counted from shapes."""
+    numbers = sum(
+        _numbers(features, component, group, outputs) for component in features.components for group in component.groups
+    )
+    return numbers * np.dtype(features.dtype).itemsize
+
+
 def _site_cost(features: ExampleFeatures, component: Component, k: int, group: tuple[int, ...]) -> SiteCost:
     """Of site k, in a group of sites of one parameter; in none if it is the bias that became a row of one."""
     site, shape, axes = features.sites[k], features.shapes[k], features.axes
@@ -68,18 +76,14 @@ def _site_cost(features: ExampleFeatures, component: Component, k: int, group: t
         example += axes.count * size if shape is None else shape.build_flops(axes)
     pair, numbers = 0.0, 0
     if group and k == group[0]:
-        joined = component.shape
+        numbers = _numbers(features, component, group, axes.count)
         if form == "explicit":
-            row = 0 if component.bias is None else math.prod(features.sites[component.bias].shape)
-            entries = math.prod(site.shape) + row
-            pair, numbers = 2.0 * axes.count * axes.kept * entries, axes.count * entries
+            pair = 2.0 * axes.kept * numbers
         elif component.folded is not None:
             example += component.folded.shared_flops(axes)
-            pair, numbers = component.folded.shared_pair_flops(axes), component.folded.shared_numbers(axes)
-        elif joined is not None:
-            index = component.form == "index"
-            pair = joined.gram_flops(axes, index=index)
-            numbers = joined.batch * joined.positions * ((1 if index else joined.data) + axes.count * joined.derivative)
+            pair = component.folded.shared_pair_flops(axes)
+        elif component.shape is not None:
+            pair = component.shape.gram_flops(axes, index=component.form == "index")
     if component.pulled_back:
         form = f"pulled back, {form}"
     return SiteCost(
@@ -92,3 +96,14 @@ def _site_cost(features: ExampleFeatures, component: Component, k: int, group: t
         pair_flops=pair,
         bytes=numbers * np.dtype(features.dtype).itemsize,
     )
+
+
+def _numbers(features: ExampleFeatures, component: Component, group: tuple[int, ...], outputs: int) -> int:
+    """Of the features of so many outputs of one example that are of one group's parameter."""
+    if component.folded is not None:
+        return component.folded.shared_numbers(features.axes)
+    if component.form in ("gram", "index") and (shape := component.shape) is not None:
+        data = 1 if component.form == "index" else shape.data
+        return shape.batch * shape.positions * (data + outputs * shape.derivative)
+    sites = [group[0]] if component.bias is None else [group[0], component.bias]
+    return outputs * sum(math.prod(features.sites[k].shape) for k in sites)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from exporter.ntk.layerwise import contract, lowering
-from exporter.ntk.layerwise.costs import SiteCost, site_costs
+from exporter.ntk.layerwise.costs import SiteCost, features_bytes, site_costs
 from exporter.ntk.layerwise.features import ApplyFn, ExampleFeatures, Features
 from exporter.ntk.layerwise.hoisting import independent_first
 from exporter.ntk.layerwise.lowering import Lowering
@@ -63,17 +63,40 @@ class LayerwiseParts:
                 how=how,
             )
 
-        self._on_cpu, self._default = lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT)
-        axes = self._default.axes
+        self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
+        self._take(lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT), passes)
+
+    def _take(self, on_cpu: ExampleFeatures, default: ExampleFeatures, passes: int) -> None:
+        self._on_cpu, self._default = on_cpu, default
+        axes = default.axes
         self._outputs = -(-axes.traced // passes) if axes.diagonal == 1 else axes.traced
         self.passes = -(-axes.traced // self._outputs)
-        self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
+
+    def fitted(self, counts: tuple[int, int], passes: int = 1) -> LayerwiseParts:
+        """The same kernel, not traced again, in the forms best for `counts` examples a side and in so many passes."""
+        parts = object.__new__(LayerwiseParts)
+        parts._arguments = self._arguments
+        parts._take(self._on_cpu.fitted(counts), self._default.fitted(counts), passes)
+        return parts
+
+    @property
+    def outputs(self) -> int:
+        """Of one example, all passes' together."""
+        return self._default.axes.count
 
     @property
     def bytes_at_work(self) -> int:
         """Of the derivatives and features of one example's outputs of a pass, counted from shapes."""
-        axes = self._default.axes
-        return self._outputs * axes.diagonal * axes.kept * self._default.bytes_of_output
+        return self._outputs_of_pass * self._default.bytes_of_output
+
+    @property
+    def features_bytes(self) -> int:
+        """Of the features of one example in a pass, counted from shapes."""
+        return features_bytes(self._default, self._outputs_of_pass)
+
+    @property
+    def _outputs_of_pass(self) -> int:
+        return self._outputs * self._default.axes.diagonal * self._default.axes.kept
 
     @property
     def fewest_bytes_at_work(self) -> int:

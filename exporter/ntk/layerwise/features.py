@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,12 @@ class ExampleFeatures:
         self.sites = self._trace.sites
         self.shapes = [site_jacobians.factor_shape(site) for site in self.sites]
         self.components = tuple(self._components(counts))
+
+    def fitted(self, counts: tuple[int, int]) -> ExampleFeatures:
+        """The same in the forms best for so many examples a side."""
+        features = copy.copy(self)
+        features.components = tuple(self._components(counts))
+        return features
 
     def variables_of(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
         """Those that the features are computed of, made of the model's."""

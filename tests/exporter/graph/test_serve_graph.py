@@ -393,6 +393,7 @@ def test_requests_of_which_no_side_nearly_fits_go_to_the_larger_kernel():
         result=tf.TensorSpec([None, None], tf.float64),
         swap=(1, 0),
         larger=larger,
+        most=3 * BLOCK,
     )
     pairwise, symmetric = _graphs(kernel)
     for n1, n2, is_larger in [
