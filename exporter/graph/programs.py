@@ -42,17 +42,21 @@ def functions_by_blocks(
       precision: of matrix products, or float64 for everything.
     """
     program = functools.partial(_Program, platforms=platforms, precision=precision)
-    packing = Packing((model.trainable, model.frozen), batch_axes=0)
+    parts = schedule.parts
+    of_model, of_kernel = (
+        Packing(variables, batch_axes=0) for variables in ((model.trainable, model.frozen), parts.variable_specs)
+    )
     x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
-    sizes, passes = schedule.blocks.sizes, schedule.parts.passes
-    kernel, features, parts = _kernel(schedule, packing, schedule.blocks.contracted, program, x, swap)
-    diagonal = program(parts.diagonal, packing.specs, parts.specs)
+    sizes, passes = schedule.blocks.sizes, parts.passes
+    kernel, features, packed = _kernel(schedule, of_kernel, schedule.blocks.contracted, program, x, swap)
+    diagonal = program(packed.diagonal, of_kernel.specs, packed.specs)
+    replace = _replacement(parts, model, program)
 
     def output(variables: Any, x: Any) -> Any:
-        trainable, frozen = packing.unpack(variables)
+        trainable, frozen = of_model.unpack(variables)
         return model.apply_fn(trainable, frozen, x)
 
-    forward = program(output, packing.specs, x)
+    forward = program(output, of_model.specs, x)
 
     def diagonal_of_inputs(variables: Any, x: Any) -> Any:
         def of_pass(variables: Any) -> Any:
@@ -65,7 +69,7 @@ def functions_by_blocks(
     forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
 
     def of(fn: Callable[..., tf.Tensor]) -> Compute:
-        return lambda params, frozen, *sides: fn(packing.pack((params, frozen), tf), *sides)
+        return lambda params, frozen, *sides: fn(of_kernel.pack(replace(params, frozen), tf), *sides)
 
     pair = of(kernel.pairwise)
     functions: dict[str, Compute] = {
@@ -73,9 +77,29 @@ def functions_by_blocks(
         "ntk_with_params": pair,
         "ntk_symmetric": of(kernel.symmetric),
         "ntk_diagonal": of(diagonals),
-        "forward": of(forwards),
+        "forward": lambda params, frozen, x: forwards(of_model.pack((params, frozen), tf), x),
     }
     return {name: functions[name] for name in names}
+
+
+def _replacement(
+    parts: KernelParts, model: FunctionalModel, program: Callable[..., _Program]
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """From the model's variables to those that the kernel is computed of, once for each request."""
+    if not parts.replaced:
+        return lambda params, frozen: (params, frozen)
+
+    def taken(params: Any, frozen: Any) -> dict[str, Any]:
+        return {path: {**params, **frozen}[path] for path in parts.replaced}
+
+    run = program(parts.replace, taken(model.trainable, model.frozen))
+
+    def replace(params: Any, frozen: Any) -> tuple[Any, Any]:
+        others = run(taken(params, frozen))
+        params, frozen = ({path: others.get(path, v) for path, v in part.items()} for part in (params, frozen))
+        return params, frozen
+
+    return replace
 
 
 class _PackedParts:

@@ -61,9 +61,16 @@ class KernelParts(Protocol):
 
     Attributes:
       passes: the kernel is the sum of so many contractions, each of other features.
+      replaced: paths of variables that features take those of `replace` for, made once for all that are contracted.
+      variable_specs: shapes and dtypes of the trainable and frozen variables that features take, by path.
     """
 
     passes: int
+    replaced: tuple[str, ...]
+    variable_specs: tuple[Mapping[str, Any], Mapping[str, Any]]
+
+    def replace(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """What features take in the place of the `replaced` variables, of these."""
 
     def features(self, trainable: Any, frozen: Any, x: tuple[Any, ...], number: Any = 0) -> Any:
         """A pytree of arrays (n, ...), of examples x, for one of the passes."""
@@ -79,10 +86,20 @@ class Undivided:
     """A kernel that has no features but the inputs themselves."""
 
     passes = 1
+    replaced: tuple[str, ...] = ()
 
-    def __init__(self, kernel: KernelFn, inputs: Sequence[jax.ShapeDtypeStruct]) -> None:
-        """Takes the kernel of two batches and shapes and dtypes of one example, each (1, ...)."""
-        self.contract, self._inputs = kernel, tuple(inputs)
+    def __init__(
+        self,
+        kernel: KernelFn,
+        variables: tuple[Mapping[str, Any], Mapping[str, Any]],
+        inputs: Sequence[jax.ShapeDtypeStruct],
+    ) -> None:
+        """Takes the kernel of two batches, trainable and frozen variables, and as shapes an example, each (1, ...)."""
+        self.contract, self.variable_specs, self._inputs = kernel, variables, tuple(inputs)
+
+    def replace(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def features(self, trainable: Any, frozen: Any, x: tuple[Any, ...], number: Any = 0) -> Any:
         """x itself."""

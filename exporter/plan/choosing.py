@@ -78,7 +78,6 @@ def choose(plan: Plan) -> Choice:
 
 def _divided(plan: Plan) -> Choice | None:
     """Features of each example once; None if those of three examples do not fit the budget in any number of passes."""
-    variables = (plan.model.trainable, plan.model.frozen)
     budget = SHARE * plan.export.memory_budget
 
     examples, parts = LARGEST_BLOCK, plan.parts_of_large_blocks
@@ -94,6 +93,7 @@ def _divided(plan: Plan) -> Choice | None:
     per_example = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(parts.specs(1)))
     if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
+    variables = parts.variable_specs
     one = bytes_of_program(parts.features, *variables, plan.examples(1))
     more_each = one
     if one + 5 * per_example <= budget / 2:  # or else two examples make no block, whatever they take
@@ -192,7 +192,7 @@ def _undivided(plan: Plan, name: str) -> Choice:
     while of_block * (largest / block) ** 2 > budget:  # no part of it grows faster
         largest //= 2
     work = int(of_block * (largest / block) ** 2)
-    schedule = Schedule(Undivided(kernel, plan.examples(1)), Blocks(_sizes(largest), 1))
+    schedule = Schedule(Undivided(kernel, variables, plan.examples(1)), Blocks(_sizes(largest), 1))
     return Choice(name, schedule, 0, work)
 
 

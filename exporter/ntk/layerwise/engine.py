@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ class LayerwiseParts:
 
     Attributes:
       passes: the kernel is the sum of the contractions of so many passes' features, each of some of the outputs.
+      replaced: paths of the variables in whose place features take those that `replace` makes of them.
+      variable_specs: shapes and dtypes of the trainable and the frozen variables that features take, by path.
     """
 
     def __init__(
@@ -61,23 +64,43 @@ class LayerwiseParts:
                 trace_axes=trace_axes,
                 diagonal_axes=diagonal_axes,
                 how=how,
+                narrow=True,
             )
 
-        self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
+        x = tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x)
+        specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
+        self._arguments = (specs, x)
         self._take(lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT), passes)
+        narrowed = self._default.narrowed
+        paths = [path for variables in specs for path in sorted(variables)]
+        self.replaced: tuple[str, ...] = () if narrowed is None else tuple(paths[k] for k in narrowed.replaced)
+        others = jax.eval_shape(self.replace, {**specs[0], **specs[1]}) if self.replaced else {}
+        trainable, frozen = ({path: others.get(path, v) for path, v in part.items()} for part in specs)
+        self.variable_specs: tuple[Mapping[str, Any], Mapping[str, Any]] = trainable, frozen
 
     def _take(self, on_cpu: ExampleFeatures, default: ExampleFeatures, passes: int) -> None:
         self._on_cpu, self._default = on_cpu, default
         axes = default.axes
         self._outputs = -(-axes.traced // passes) if axes.diagonal == 1 else axes.traced
         self.passes = -(-axes.traced // self._outputs)
+        self.__dict__.pop("_of_one", None)
 
     def fitted(self, counts: tuple[int, int], passes: int = 1) -> LayerwiseParts:
         """The same kernel, not traced again, in the forms best for `counts` examples a side and in so many passes."""
-        parts = object.__new__(LayerwiseParts)
-        parts._arguments = self._arguments
+        parts = copy.copy(self)
         parts._take(self._on_cpu.fitted(counts), self._default.fitted(counts), passes)
         return parts
+
+    def replace(self, variables: Mapping[str, Array]) -> dict[str, Array]:
+        """Variables of a narrower last layer (see `heads`), in the place of the `replaced` ones, of these.
+
+        Both sides of a kernel need the same: rounding may give another program another factor of W Wᵀ.
+        """
+        narrowed = self._default.narrowed
+        assert narrowed is not None
+        paths = [path for part in self._arguments[0] for path in sorted(part)]
+        leaves = narrowed.variables([variables.get(path) for path in paths])
+        return {paths[k]: leaves[k] for k in narrowed.replaced}
 
     @property
     def outputs(self) -> int:
@@ -124,16 +147,12 @@ class LayerwiseParts:
         def compute(trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Features:
             return self._default.compute(trainable, frozen, x, self._basis(0))
 
-        return jax.eval_shape(compute, *self._arguments)
+        return jax.eval_shape(compute, *self.variable_specs, self._arguments[1])
 
     def _basis(self, number: Any) -> Array:
         """The cotangents of the outputs of a pass."""
-        basis = self._default.axes.basis(self._default.dtype)
-        if self.passes == 1:
-            return basis
-        padding = self.passes * self._outputs - basis.shape[1]  # with zeros, which add nothing
-        basis = jnp.pad(basis, [(0, padding if axis == 1 else 0) for axis in range(basis.ndim)])
-        return lax.dynamic_slice_in_dim(basis, number * self._outputs, self._outputs, 1)
+        traced = None if self.passes == 1 else (number * self._outputs, self._outputs)
+        return self._default.axes.basis(self._default.dtype, traced=traced)
 
     def contract(self, trainable: Any, frozen: Any, features1: Features, features2: Features) -> Array:
         """The part (n1, n2, ...) of the kernel that is of a pass with these features; the variables are not used."""
@@ -223,13 +242,13 @@ def _kernel(
         f2 = f1 if x2 is None else features2(trainable, frozen, x2, basis2)
         return contract.contract(f1, f2)
 
-    bases = left.axes.basis(left.dtype), right.axes.basis(right.dtype)
+    sides = (left, right)
     if counts is None:
-        total = of_outputs(*bases)
+        total = of_outputs(*(side.axes.basis(side.dtype) for side in sides))
     else:
         at_a_time = sum(counts) if together else max(counts)
         outputs = min(left.outputs_at_once(sum(counts), memory), left.outputs_in_cache(at_a_time))
-        total = _in_chunks(of_outputs, bases, outputs)
+        total = _in_chunks(of_outputs, sides, outputs)
     return left.axes.arrange(total, right.axes)
 
 
@@ -243,34 +262,33 @@ def _large_and_alike(features: ExampleFeatures, counts: tuple[int, int] | None) 
     return counts is not None and counts[0] == counts[1] and features.beyond_cache(counts[0])
 
 
-def _in_chunks(fn: Callable[..., Array], bases: tuple[Array, Array], outputs_at_once: int) -> Array:
-    """fn of two bases (D, C, K, *S): (n1, n2, D, K, K), with not many more than so many outputs at once.
+def _in_chunks(fn: Callable[..., Array], sides: Sequence[ExampleFeatures], outputs_at_once: int) -> Array:
+    """fn of both sides' bases (D, C, K, *S): (n1, n2, D, K, K), with not many more than so many outputs at once.
 
     What does not depend on the outputs, as the forward pass, is computed once.
 
     Diagonal outputs are done some at a time, or else traced ones summed some at a time. Kept ones need each other.
     """
-    d, c, k = bases[0].shape[:3]
-    axis, others = (0, c * k) if d > 1 else (1, k)
-    chunks_needed = -(-bases[0].shape[axis] // max(1, outputs_at_once // others))
-    if chunks_needed == 1:
-        return fn(*bases)
-    size = -(-bases[0].shape[axis] // chunks_needed)
-    chunks = [_chunks(basis, axis, size) for basis in bases]
-    fn = independent_first(fn, *(jax.ShapeDtypeStruct(b.shape[1:], b.dtype) for b in chunks))
-    if axis == 1:
-        specs = jax.eval_shape(fn, *(b[0] for b in chunks))
-        total, _ = lax.scan(
-            lambda total, parts: (total + fn(*parts), None), jnp.zeros(specs.shape, specs.dtype), chunks
-        )
-        return total
-    parts = jnp.moveaxis(lax.map(lambda parts: fn(*parts), chunks), 0, 2)  # (n1, n2, chunks, size, K, K)
-    return parts.reshape(*parts.shape[:2], -1, *parts.shape[4:])[:, :, :d]
+    axes = sides[0].axes
+    if axes.diagonal > 1:
+        name, total, others = "diagonal", axes.diagonal, axes.traced * axes.kept
+    else:
+        name, total, others = "traced", axes.traced, axes.kept
+    chunks = -(-total // max(1, outputs_at_once // others))
+    size = -(-total // chunks)
 
+    def of_chunk(number: Any) -> Array:
+        part = {} if chunks == 1 else {name: (number * size, size)}
+        return fn(*(side.axes.basis(side.dtype, **part) for side in sides))
 
-def _chunks(basis: Array, axis: int, size: int) -> Array:
-    """The basis cut along an axis, with zeros, which add nothing, to fill up the last chunk: (chunks, ...)."""
-    count = -(-basis.shape[axis] // size)
-    padding = [(0, count * size - basis.shape[axis] if k == axis else 0) for k in range(basis.ndim)]
-    basis = jnp.pad(basis, padding)
-    return jnp.moveaxis(basis.reshape(*basis.shape[:axis], count, size, *basis.shape[axis + 1 :]), axis, 0)
+    if chunks == 1:
+        return of_chunk(0)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    of_chunk = independent_first(of_chunk, number)
+    numbers = jnp.arange(-(-total // size))
+    if name == "traced":
+        specs = jax.eval_shape(of_chunk, number)
+        zero = jnp.zeros(specs.shape, specs.dtype)
+        return lax.scan(lambda total, number: (total + of_chunk(number), None), zero, numbers)[0]
+    parts = jnp.moveaxis(lax.map(of_chunk, numbers), 0, 2)  # (n1, n2, chunks, size, K, K)
+    return parts.reshape(*parts.shape[:2], -1, *parts.shape[4:])[:, :, :total]

@@ -41,10 +41,12 @@ class Narrowed:
     Attributes:
       closed: its jaxpr, of as many inputs.
       variables: its variables, of those of the model.
+      replaced: the numbers of those that are others; they are made of each other.
     """
 
     closed: ClosedJaxpr
     variables: Callable[[Sequence[Array]], list[Array]]
+    replaced: tuple[int, ...]
 
 
 def narrowed(closed: ClosedJaxpr, trainable: int, frozen: int, traced: Collection[int]) -> Narrowed | None:
@@ -65,7 +67,8 @@ def narrowed(closed: ClosedJaxpr, trainable: int, frozen: int, traced: Collectio
         return None
     args = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in closed.in_avals]
     variables = jax.eval_shape(head.variables, args[: trainable + frozen])
-    return Narrowed(jax.make_jaxpr(head.evaluate)(*variables, *args[trainable + frozen :]), head.variables)
+    replaced = (head.kernel.leaf, *(bias.leaf for bias in head.biases))
+    return Narrowed(jax.make_jaxpr(head.evaluate)(*variables, *args[trainable + frozen :]), head.variables, replaced)
 
 
 def factor(m: Array) -> Array:

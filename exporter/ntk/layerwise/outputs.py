@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 Array = Any
+Range = tuple[Any, int]  # the first and how many
 
 
 class OutputAxes:
@@ -38,12 +39,22 @@ class OutputAxes:
         """How many outputs a kernel needs at a time at least: the kept ones, and beside diagonal ones the traced."""
         return self.kept * (self.traced if self.diagonal > 1 else 1)
 
-    def basis(self, dtype: Any) -> Array:
-        """One cotangent for each output: (D, C, K, *shape)."""
-        rank = len(self._shape)
-        basis = jnp.eye(self.count, dtype=dtype).reshape(*self._shape, *self._shape)
-        basis = jnp.transpose(basis, [*self._order, *range(rank, 2 * rank)])
-        return basis.reshape(self.diagonal, self.traced, self.kept, *self._shape)
+    def basis(self, dtype: Any, *, diagonal: Range | None = None, traced: Range | None = None) -> Array:
+        """One cotangent for each output: (D, C, K, *shape).
+
+        Of the diagonal and of the traced ones those of a range (first, count), which may be traced by JAX in its first;
+        beyond the last output cotangents are zero, which add nothing.
+        """
+
+        def rows(range_: Range | None, size: int) -> Array:
+            first, count = range_ or (0, size)
+            return (first + jnp.arange(count)[:, None] == jnp.arange(size)).astype(dtype)
+
+        sizes = [self.diagonal, self.traced, self.kept]
+        parts = [rows(diagonal, sizes[0]), rows(traced, sizes[1]), rows(None, sizes[2])]
+        basis = jnp.einsum("da,cb,ke->dckabe", *parts)
+        basis = basis.reshape(*basis.shape[:3], *(self._shape[axis] for axis in self._order))
+        return jnp.transpose(basis, [0, 1, 2, *(3 + self._order.index(axis) for axis in range(len(self._shape)))])
 
     def arrange(self, kernel: Array, right: OutputAxes) -> Array:
         """The kernel (n1, n2, D, K1, K2) of this output with another in neural_tangents' order, its trace averaged.

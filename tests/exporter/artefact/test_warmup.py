@@ -20,8 +20,8 @@ ROOT = Path(exporter.__file__).parents[1]
 ALL = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_with_params", "forward")
 
 
-SCHEDULE = Schedule(Undivided(None, ()), Blocks((1, 4, 16), resident=3))
-WITH_LARGER = dataclasses.replace(SCHEDULE, larger=Schedule(Undivided(None, ()), Blocks((16,), resident=12)))
+SCHEDULE = Schedule(Undivided(None, ({}, {}), ()), Blocks((1, 4, 16), resident=3))
+WITH_LARGER = dataclasses.replace(SCHEDULE, larger=Schedule(Undivided(None, ({}, {}), ()), Blocks((16,), resident=12)))
 
 
 def test_requests_reach_every_block():

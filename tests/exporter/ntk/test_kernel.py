@@ -72,7 +72,8 @@ def test_parts_make_the_kernel_and_its_diagonal(divided, trace, diagonal):
     if divided:
         parts = LayerwiseParts(apply_fn, TRAINABLE, FROZEN, examples(1), counts=(4, 4), **axes)
     else:
-        parts = Undivided(kernel_fn(apply_fn, implementation="structured_derivatives", **axes), examples(1))
+        kernel = kernel_fn(apply_fn, implementation="structured_derivatives", **axes)
+        parts = Undivided(kernel, (TRAINABLE, FROZEN), examples(1))
     left, right = (jax.jit(parts.features)(TRAINABLE, FROZEN, x) for x in (examples(4), examples(3, seed=1)))
     shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), features) for features in (left, parts.specs(4))]
     assert shapes[0] == shapes[1]

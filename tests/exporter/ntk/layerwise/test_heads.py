@@ -153,15 +153,22 @@ def test_of_coupled_examples():
     assert _relative_error(kernel, want) < 1e-6
 
 
-def test_not_in_parts():
-    """Features of different programs must be of one R, and R is not the only one of its kind."""
-    case = NARROWED["classifier"]
+@pytest.mark.parametrize("name", sorted(NARROWED))
+def test_in_parts(name):
+    """Of one R, which `replace` makes for features of all programs."""
+    case = NARROWED[name]
     fn, params, frozen, x1, x2 = case.make()
-    parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes)
+    parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes, passes=2)
+    assert parts.passes == (1 if case.diagonal else 2)
+    others = jax.jit(parts.replace)({path: {**params, **frozen}[path] for path in parts.replaced})
+    variables = [{path: others.get(path, v) for path, v in part.items()} for part in (params, frozen)]
+    shapes = [jax.tree.map(lambda v: (v.shape, v.dtype), part) for part in (variables, list(parts.variable_specs))]
+    assert shapes[0] == shapes[1]
     features, contract = map(jax.jit, (parts.features, parts.contract))
-    kernel = contract(params, frozen, *(features(params, frozen, x) for x in (x1, x2)))
+    kernel = sum(
+        contract(*variables, *(features(*variables, x, number) for x in (x1, x2))) for number in range(parts.passes)
+    )
     assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
-    assert LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes, passes=V).passes == V
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
