@@ -195,7 +195,8 @@ def _combinations(rows: int, count: int) -> tuple[np.ndarray, int]:
     rng = np.random.default_rng(0)
     single = rows // 2
     matrix = rng.choice([-1.0, 1.0], (rows, count))
-    matrix[:single] = np.eye(count)[rng.choice(count, single, replace=False)] if single else 0.0
+    matrix[:single] = 0.0
+    matrix[np.arange(single), rng.choice(count, single, replace=False)] = 1.0
     return matrix, single
 
 

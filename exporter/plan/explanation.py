@@ -37,7 +37,10 @@ class Explanation:
         if schedule is None:
             return [("programs", "one for each number of examples that is asked for, compiled then")]
         sizes = ", ".join(map(str, schedule.blocks.sizes))
-        rows = [
+        rows = []
+        if isinstance(parts := schedule.parts, LayerwiseParts) and parts.replaced:
+            rows.append(("last layer", f"{parts.outputs:,} outputs instead, which have the same kernel"))
+        rows += [
             ("programs", f"{count_programs(names, schedule)}, for blocks of {sizes} examples"),
             ("memory", f"{_mib(choice.bytes)} of {_mib(budget)} for a request at most, besides inputs and result"),
         ]

@@ -8,8 +8,8 @@ analysis        finds the sites of a traced model, and evaluates it with them pe
 uses, linear    by what a value is used, and so which derivatives are in memory anyway, which slices are a whole
                 (an LSTM's gates), and which derivatives are the same for all examples
 biases          a bias that is added to a product is one more row of the product's parameter
-heads           a last layer of more traced outputs than inputs, as a narrower one that has the same kernel; only
-                where both sides are of one program, since of the factor of W Wᵀ rounding can make another one
+heads           a last layer of more traced outputs than inputs, as a narrower one that has the same kernel; its factor
+                of W Wᵀ is made once for both sides, since rounding can make another one
 outputs         the axes of the output in a kernel: traced, diagonal, kept
 site_jacobians  the Jacobian at one site, written out or in factors
 features        what a kernel needs to know of each example, each group of sites in its cheapest form
