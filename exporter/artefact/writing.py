@@ -78,6 +78,7 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
         "platforms": plan.export.platforms,
         "implementation": choice.implementation,
         "blocks": choice.schedule and dataclasses.asdict(choice.schedule.blocks),
+        "flops": choice.flops,
         "bytes": {"features_of_an_example": choice.features_bytes, "request_at_most": choice.bytes},
         "versions": {
             "ntk-exporter": exporter.__version__,

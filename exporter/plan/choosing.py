@@ -54,6 +54,15 @@ class Choice:
         return 0 if self.schedule is None else self.schedule.blocks.resident_examples
 
     @property
+    def flops(self) -> dict[str, float] | None:
+        """Floating point operations by the engine's count: of each example's features, and of each pair."""
+        parts = self.schedule and self.schedule.parts
+        if not isinstance(parts, LayerwiseParts):
+            return None
+        costs = parts.costs()
+        return {"example": sum(c.example_flops for c in costs), "pair": sum(c.pair_flops for c in costs)}
+
+    @property
     def summary(self) -> str:
         """For people, in a line."""
         if self.schedule is None:
