@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
 _SCRIPT = Path(__file__).with_name("reload_script.py")
 
+Results = tuple[dict[str, np.ndarray], dict[str, float]]
 
-def run_saved_model(
+
+@contextlib.contextmanager
+def running_saved_model(
     saved_model: Path,
     served: FunctionalModel,
     sides: Mapping[str, tuple[np.ndarray, ...]],
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
     requests: Mapping[str, Mapping[int, int]],
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """What the SavedModel computes in a process of its own, and the times there.
+) -> Iterator[Callable[[], Results]]:
+    """Starts a process that calls the SavedModel, and ends it at the end; gives a function that waits for its results.
 
     Args:
       saved_model: its directory.
@@ -41,11 +44,9 @@ def run_saved_model(
       requests: for each signature further numbers of examples to call it with, which are the same ones repeated, and
         for each of these how many of them are x2.
 
-    Returns:
-      Results by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES"; seconds.
-
-    Raises:
-      ExportError: it cannot be loaded or called.
+    Yields:
+      A function without arguments to the results, by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES",
+      and the times there in seconds. It raises ExportError if the SavedModel cannot be loaded or called.
     """
     arrays: dict[str, np.ndarray] = {}
     arguments: dict[str, Any] = {}
@@ -69,22 +70,38 @@ def run_saved_model(
         for name in signatures
     }
     with tempfile.TemporaryDirectory() as directory:
-        inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
+        inputs, outputs, said = (Path(directory, name) for name in ("inputs.npz", "outputs.npz", "stderr.txt"))
         arrays = {key: _storable(array) for key, array in arrays.items()}
         arrays["calls"] = np.frombuffer(json.dumps(calls).encode(), np.uint8)
         np.savez(inputs, allow_pickle=False, **arrays)
-        command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            if told := out_of_memory(done.stderr):
-                raise told
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise ExportError(
-                "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "
-                f"alone, received exit code {done.returncode}: {lines[-1] if lines else 'no message'}"
-            )
-        with np.load(outputs) as file:
-            results = dict(file.items())
+        command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), str(inputs), str(outputs)]
+        with (
+            said.open("wb") as stderr,
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr) as process,
+        ):
+            try:
+                yield lambda: _results(process.wait(), outputs, said)
+            finally:
+                process.kill()
+
+
+def _results(returncode: int, outputs: Path, said: Path) -> Results:
+    """What a process that has ended has written.
+
+    Raises:
+      ExportError: it failed.
+    """
+    if returncode != 0:
+        text = said.read_text(errors="replace")
+        if told := out_of_memory(text):
+            raise told
+        lines = [line for line in text.splitlines() if line.strip()]
+        raise ExportError(
+            "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "
+            f"alone, received exit code {returncode}: {lines[-1] if lines else 'no message'}"
+        )
+    with np.load(outputs) as file:
+        results = dict(file.items())
     seconds = json.loads(results.pop("seconds").tobytes())
     return results, seconds
 

@@ -14,7 +14,7 @@ import jax.experimental
 import numpy as np
 
 from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
-from exporter.artefact.reloading import run_saved_model
+from exporter.artefact.reloading import running_saved_model
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -140,12 +140,14 @@ def verify(
     x = model.behind_front(own)
     sides = _sides(x)
     params = _perturbed(model.trainable)
-    expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
-    if "forward" in signatures:
-        expected["forward"] = forward_in_float64(forward or model, x)
-    note("the SavedModel, in a process of its own")
     asked, left_out = ({}, []) if coupled else _affordable(requests, reaching or {}, _SMALL_REQUEST / max(flops, 1.0))
-    outputs, seconds = run_saved_model(saved_model, served, _sides(own), params, signatures, asked)
+    with running_saved_model(saved_model, served, _sides(own), params, signatures, asked) as results:
+        proof = oracle.proof  # all this while the other process runs
+        expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
+        if "forward" in signatures:
+            expected["forward"] = forward_in_float64(forward or model, x)
+        note("the SavedModel, in a process of its own")
+        outputs, seconds = results()
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}
@@ -188,7 +190,7 @@ def verify(
         examples=n,
         rtol=rtol,
         half=None if half is None else half.name,
-        proof=oracle.proof,
+        proof=proof,
         errors=errors,
         at_kinks=at_kinks,
         asymmetry=asymmetry,

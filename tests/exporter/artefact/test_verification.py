@@ -1,3 +1,4 @@
+import contextlib
 import re
 
 import export_models
@@ -48,14 +49,18 @@ def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requ
     )
 
 
+def answer(monkeypatch, results):
+    running = contextlib.nullcontext(lambda: (results, {"load": 1.0}))
+    monkeypatch.setattr(exporter.artefact.verification, "running_saved_model", lambda *args: running)
+
+
 @pytest.fixture
 def answers(monkeypatch):
     """Makes verify believe that the SavedModel answers this."""
 
     def believe(**outputs):
         results = {f"{kind}/{name}": np.float32(value) for name, value in outputs.items() for kind in KINDS}
-        believed = results, {"load": 1.0}
-        monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: believed)
+        answer(monkeypatch, results)
 
     return believe
 
@@ -97,7 +102,7 @@ def test_wrong_only_for_many_examples(plan, answers, monkeypatch):
     kernel = right_kernel(plan)
     many = np.float32(kernel)[np.ix_(np.arange(20) % 8, np.arange(20) % 8)]
     results = {"signature/ntk_symmetric": np.float32(kernel), "signature/ntk_symmetric/20": many.copy()}
-    monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: (results, {"load": 1.0}))
+    answer(monkeypatch, results)
     requests = {"ntk_symmetric": [20]}
     assert check(plan, "nowhere", requests=requests).worst < RTOL
     results["signature/ntk_symmetric/20"][19, 3] += 0.1
