@@ -107,7 +107,7 @@ def export_savedmodel(
                 note=note,
             )
             programs = f"{compiled} programs, " if compiled else ""
-            error = trace_error(plan, min(verification.examples, MOST_EXAMPLES))
+            error = trace_error(plan, min(verification.examples, MOST_EXAMPLES), verification.trace_deviation)
             estimated = f"; {error.summary}" if error else ""
             note(f"{verification.summary}{estimated}; {programs}{verification.seconds['first_calls']:.1f} s")
         manifest = {

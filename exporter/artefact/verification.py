@@ -15,6 +15,7 @@ import numpy as np
 
 from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
 from exporter.artefact.reloading import running_saved_model
+from exporter.artefact.trace_error import SampledOracle
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -41,6 +42,7 @@ class Verification:
       rtol: the largest error that was allowed: the configuration's, or what `half` makes likely if that is more.
       half: the half precision that the kernel is computed in, where the model has it; None if it is not.
       proof: how the float64 kernels themselves were proved, where they are not from explicit Jacobians of all outputs.
+      trace_deviation: of an estimated trace, see `TraceError`.
       errors: for each signature and method the largest difference from float64, relative to its largest entry; but for
         entries at kinks.
       at_kinks: the same of the entries at kinks, for signatures and methods that have any: entries where float64
@@ -58,6 +60,7 @@ class Verification:
     rtol: float
     half: str | None
     proof: Proof | None
+    trace_deviation: float | None
     errors: Mapping[str, float]
     at_kinks: Mapping[str, float]
     asymmetry: float | None
@@ -125,16 +128,21 @@ def verify(
     rtol = config.rtol if half is None else max(config.rtol, HALF_ROUNDINGS * _rounding(half))
     own = model.examples(config.examples)
     parameter_sets = 1 + ("ntk_with_params" in signatures)
-    oracle = oracle_of(
-        model,
-        ntk,
-        model.behind_front(own),
-        coupled=coupled,
-        flops=flops,
-        seconds=config.seconds,
-        parameter_sets=parameter_sets,
-        note=note,
-    )
+
+    def oracle_for(ntk: NtkConfig) -> Oracle:
+        return oracle_of(
+            model,
+            ntk,
+            model.behind_front(own),
+            coupled=coupled,
+            flops=flops,
+            seconds=config.seconds,
+            parameter_sets=parameter_sets,
+            note=note,
+        )
+
+    sampled = None if ntk.trace_samples is None else SampledOracle(ntk, oracle_for)
+    oracle = sampled or oracle_for(ntk)
     n = oracle.examples
     own = tuple(a[:n] for a in own)
     x = model.behind_front(own)
@@ -191,6 +199,7 @@ def verify(
         rtol=rtol,
         half=None if half is None else half.name,
         proof=proof,
+        trace_deviation=None if sampled is None else sampled.deviation,
         errors=errors,
         at_kinks=at_kinks,
         asymmetry=asymmetry,
