@@ -45,7 +45,8 @@ def explain(model: Any, ntk: NtkConfig | None = None, export: ExportConfig | Non
     """
     with memory_errors():
         plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
-        return Explanation(plan, choose(plan))
+        with plan.tracing():
+            return Explanation(plan, choose(plan))
 
 
 def export_savedmodel(
@@ -79,10 +80,10 @@ def export_savedmodel(
             count = sum(v.size for v in plan.model.trainable.values())
             trainable, frozen = len(plan.model.trainable), len(plan.model.frozen)
             note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
-        with progress.stage("choose") as note:
+        with progress.stage("choose") as note, plan.tracing():
             choice = choose(plan)
             note(choice.summary)
-        with progress.stage("lower") as note, without_graph_optimizers():
+        with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))
         requests = examples_of_requests(plan.export.signatures, choice.schedule)
@@ -91,14 +92,13 @@ def export_savedmodel(
         with progress.stage("write") as note, without_graph_optimizers():
             write_saved_model(module, plan, staging.path, reaching if plan.export.warmup else None)
             note(f"{size_of(staging.path) / 2**20:.1f} MiB")
-        with progress.stage("verify") as note:
+        with progress.stage("verify") as note, plan.tracing():
             verification = verify(
                 staging.path,
                 plan.differentiated,
                 plan.ntk,
                 plan.export.verify,
                 signatures=plan.export.signatures,
-                served=plan.served,
                 coupled=plan.coupled,
                 requests=requests,
                 reaching=reaching,
@@ -128,7 +128,6 @@ def _build(plan: Plan, choice: Choice) -> KernelModule:
         functions = functions_by_blocks(
             model, choice.schedule, names, swap=plan.swap, platforms=platforms, precision=precision
         )
-    served = plan.served
     return KernelModule(
-        served.trainable, served.frozen, served.signature_inputs, functions, front=served.front, behind=served.inputs
+        model.trainable, model.frozen, model.signature_inputs, functions, front=model.front, behind=model.inputs
     )

@@ -27,7 +27,7 @@ Results = tuple[dict[str, np.ndarray], dict[str, float]]
 @contextlib.contextmanager
 def running_saved_model(
     saved_model: Path,
-    served: FunctionalModel,
+    model: FunctionalModel,
     sides: Mapping[str, tuple[np.ndarray, ...]],
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
@@ -37,7 +37,7 @@ def running_saved_model(
 
     Args:
       saved_model: its directory.
-      served: the model with the dtypes of the SavedModel's inputs and variables.
+      model: what it was made of, with inputs and variables of its dtypes.
       sides: examples for x, x1 and x2.
       params: values for `ntk_with_params`.
       signatures: names of those to call, and the methods of these names.
@@ -52,13 +52,13 @@ def running_saved_model(
     arguments: dict[str, Any] = {}
     side_of: dict[str, str] = {}
     for side, values in sides.items():
-        names = input_names(side, served.signature_inputs)
+        names = input_names(side, model.signature_inputs)
         side_of |= dict.fromkeys(names, side)
-        for key, array, spec in zip(names, values, served.signature_inputs, strict=True):
+        for key, array, spec in zip(names, values, model.signature_inputs, strict=True):
             arrays[key] = array if spec.dtype == "string" else array.astype(spec.dtype)
         arguments[side] = names[0] if len(names) == 1 else list(names)
-    keys = param_names(served.trainable)
-    arrays |= {keys[path]: value.astype(served.trainable[path].dtype) for path, value in params.items()}
+    keys = param_names(model.trainable)
+    arrays |= {keys[path]: value.astype(model.trainable[path].dtype) for path, value in params.items()}
     calls = {
         name: {
             "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],

@@ -92,7 +92,6 @@ def verify(
     config: VerifyConfig,
     *,
     signatures: Sequence[str],
-    served: FunctionalModel,
     coupled: bool,
     requests: Mapping[str, Sequence[int]],
     reaching: Mapping[str, Sequence[int]] | None = None,
@@ -108,7 +107,6 @@ def verify(
       ntk: the kernel's configuration.
       config: how many examples, and how far from float64 they may be.
       signatures: names of the signatures to call.
-      served: the model with the dtypes of the SavedModel's inputs and variables.
       coupled: whether examples influence each other; then no example may be repeated.
       requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
       reaching: those that reach every program; of a large model only these are made.
@@ -149,7 +147,7 @@ def verify(
     sides = _sides(x)
     params = _perturbed(model.trainable)
     asked, left_out = ({}, []) if coupled else _affordable(requests, reaching or {}, _SMALL_REQUEST / max(flops, 1.0))
-    with running_saved_model(saved_model, served, _sides(own), params, signatures, asked) as results:
+    with running_saved_model(saved_model, model, _sides(own), params, signatures, asked) as results:
         proof = oracle.proof  # all this while the other process runs
         expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
         if "forward" in signatures:

@@ -103,10 +103,10 @@ def _divided(plan: Plan) -> Choice | None:
     per_example = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(parts.specs(1)))
     if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
-    one = bytes_of_program(parts.features, *variables, plan.examples(1))
+    one = bytes_of_program(parts.features_here, *variables, plan.examples(1))
     more_each = one
     if one + 5 * per_example <= budget / 2:  # or else two examples make no block, whatever they take
-        more_each = max(0, bytes_of_program(parts.features, *variables, plan.examples(4)) - one) // 3
+        more_each = max(0, bytes_of_program(parts.features_here, *variables, plan.examples(4)) - one) // 3
     pairs = bytes_of_program(parts.contract, *variables, parts.specs(4), parts.specs(4))
 
     def work(block: int) -> int:

@@ -42,7 +42,6 @@ def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requ
         plan.ntk,
         VerifyConfig(examples=examples, rtol=rtol),
         signatures=signatures,
-        served=plan.served,
         coupled=plan.coupled,
         requests=requests or {},
         **kwargs,
