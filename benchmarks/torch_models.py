@@ -198,27 +198,27 @@ def digits(p: Params, x: Tensor) -> Tensor:
 
 def xception_head(p: Params, x: Tensor) -> Tensor:
     """keras.applications.Xception without its top, the mean over positions, and a dense layer."""
-    numbers = {path.split("/")[-2] for path in p if path.startswith("xception/conv2d")}
+    numbers = {path.split("/")[-2] for path in p if path.startswith("conv2d") and path.endswith("kernel")}
     shortcuts = iter(sorted(numbers, key=lambda name: int(name.removeprefix("conv2d").lstrip("_") or 0)))
 
     def norm(name: str, x: Tensor) -> Tensor:
-        return _batch_norm(p, f"xception/{name}", x)
+        return _batch_norm(p, f"{name}", x)
 
     def separable(name: str, x: Tensor) -> Tensor:
-        kernels = {f"{part}/kernel": p[f"xception/{name}/{part}_kernel"] for part in ("depthwise", "pointwise")}
+        kernels = {f"{part}/kernel": p[f"{name}/{part}_kernel"] for part in ("depthwise", "pointwise")}
         return norm(f"{name}_bn", _conv(kernels, "pointwise", _conv(kernels, "depthwise", x)))
 
     def shortcut(x: Tensor) -> Tensor:
         name = next(shortcuts)
-        return norm(name.replace("conv2d", "batch_normalization"), _conv(p, f"xception/{name}", x, 2))
+        return norm(name.replace("conv2d", "batch_normalization"), _conv(p, f"{name}", x, 2))
 
     def pooled(x: Tensor) -> Tensor:
         total = [max(0, (math.ceil(size / 2) - 1) * 2 + 3 - size) for size in reversed(x.shape[2:])]
         edges = [edge for size in total for edge in (size // 2, size - size // 2)]
         return F.max_pool2d(F.pad(x, edges, value=-math.inf), 3, 2)
 
-    x = F.relu(norm("block1_conv1_bn", _conv(p, "xception/block1_conv1", x, 2, same=False)))
-    x = F.relu(norm("block1_conv2_bn", _conv(p, "xception/block1_conv2", x, same=False)))
+    x = F.relu(norm("block1_conv1_bn", _conv(p, "block1_conv1", x, 2, same=False)))
+    x = F.relu(norm("block1_conv2_bn", _conv(p, "block1_conv2", x, same=False)))
     for block in (2, 3, 4):
         y = separable(f"block{block}_sepconv1", F.relu(x) if block > 2 else x)
         y = separable(f"block{block}_sepconv2", F.relu(y))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artefact.manifest import write_manifest
+from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import MOST_EXAMPLES, trace_error
-from exporter.artefact.verification import verify
+from exporter.artefact.verification import planned, verify
 from exporter.artefact.versions import stage_version
 from exporter.artefact.writing import describe, disk_errors, size_of, write_saved_model
 from exporter.config import ExportConfig, NtkConfig
@@ -46,7 +47,10 @@ def explain(model: Any, ntk: NtkConfig | None = None, export: ExportConfig | Non
     with memory_errors():
         plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
         with plan.tracing():
-            return Explanation(plan, choose(plan))
+            choice = choose(plan)
+            return Explanation(
+                plan, choice, planned(plan.differentiated, plan.ntk, plan.export.verify, **_checks(plan, choice))
+            )
 
 
 def export_savedmodel(
@@ -74,7 +78,7 @@ def export_savedmodel(
         right; nothing is left under `base_dir` then.
     """
     progress = progress or SilentProgress()
-    with disk_errors(), memory_errors(), stage_version(Path(base_dir)) as staging:
+    with disk_errors(), memory_errors(), stage_version(Path(base_dir)) as staging, ReloadingProcess() as process:
         with progress.stage("functionalize") as note:
             plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
             count = sum(v.size for v in plan.model.trainable.values())
@@ -86,7 +90,6 @@ def export_savedmodel(
         with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))
-        requests = examples_of_requests(plan.export.signatures, choice.schedule)
         reaching = warmup_examples(plan.export.signatures, choice.schedule)
         compiled = count_programs(plan.export.signatures, choice.schedule)
         with progress.stage("write") as note, without_graph_optimizers():
@@ -94,15 +97,12 @@ def export_savedmodel(
             note(f"{size_of(staging.path) / 2**20:.1f} MiB")
         with progress.stage("verify") as note, plan.tracing():
             verification = verify(
+                process,
                 staging.path,
                 plan.differentiated,
                 plan.ntk,
                 plan.export.verify,
-                signatures=plan.export.signatures,
-                coupled=plan.coupled,
-                requests=requests,
-                reaching=reaching,
-                flops=plan.flops_of_example,
+                **_checks(plan, choice),
                 forward=plan.model,
                 note=note,
             )
@@ -117,6 +117,18 @@ def export_savedmodel(
         }
         write_manifest(staging.path, manifest)
         return ExportResult(staging.publish(), json.loads(json.dumps(manifest)))
+
+
+def _checks(plan: Plan, choice: Choice) -> dict[str, Any]:
+    """What is verified, and by which requests."""
+    names = plan.export.signatures
+    return {
+        "signatures": names,
+        "coupled": plan.coupled,
+        "requests": examples_of_requests(names, choice.schedule),
+        "reaching": warmup_examples(names, choice.schedule),
+        "flops": plan.flops_of_example,
+    }
 
 
 def _build(plan: Plan, choice: Choice) -> KernelModule:

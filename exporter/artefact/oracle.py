@@ -89,17 +89,34 @@ class Oracle(Protocol):
         """float64 (n1, n2, ...) of `examples` examples x1 with x2, which are the first of x1, or with themselves."""
 
 
-def oracle_of(
-    model: FunctionalModel,
-    ntk: NtkConfig,
-    x: Batch,
-    *,
-    coupled: bool,
-    flops: float,
-    seconds: float,
-    parameter_sets: int,
-    note: Note,
-) -> Oracle:
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """What is there for a verification.
+
+    Attributes:
+      flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
+      seconds: that the verification may take.
+      parameter_sets: for how many values of the trainable variables kernels are asked for.
+    """
+
+    flops: float
+    seconds: float
+    parameter_sets: int
+
+
+def affordable(model: FunctionalModel, ntk: NtkConfig, n: int, *, coupled: bool, means: Means) -> tuple[bool, int]:
+    """Whether kernels come from explicit Jacobians of all outputs, and of how many of n examples."""
+    outputs = math.prod(size or 1 for size in model.output.shape[1:])
+    work, few = means.parameter_sets * means.flops, min(n, FEW_EXAMPLES)
+    examples = math.inf if coupled or work == 0 else SHARE * means.seconds * EXPLICIT_RATE / work
+    if outputs <= FEW_OUTPUTS or examples >= few:
+        return True, min(_examples_of_explicit(model, ntk, n), int(max(min(n, examples), few)))
+    if 2 * work > means.seconds * ENGINE_RATE:
+        return False, 1
+    return False, int(max(few, min(n, SHARE * means.seconds * ENGINE_RATE / work)))
+
+
+def oracle_of(model: FunctionalModel, ntk: NtkConfig, x: Batch, *, coupled: bool, means: Means, note: Note) -> Oracle:
     """The oracle that can be afforded.
 
     Args:
@@ -107,24 +124,12 @@ def oracle_of(
       ntk: the kernel's configuration.
       x: the examples that there are at most.
       coupled: whether they influence each other.
-      flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
-      seconds: that the verification may take.
-      parameter_sets: for how many values of the trainable variables kernels are asked for.
+      means: what is there.
       note: told how far it is.
-
-    Raises:
-      ExportError: the engine is wrong for this model.
     """
-    n, outputs = len(x[0]), math.prod(size or 1 for size in model.output.shape[1:])
-    work = parameter_sets * flops
-    affordable = math.inf if coupled or work == 0 else SHARE * seconds * EXPLICIT_RATE / work
-    if outputs <= FEW_OUTPUTS or affordable >= min(n, FEW_EXAMPLES):
-        n = min(_examples_of_explicit(model, ntk, n), int(max(min(n, affordable), min(n, FEW_EXAMPLES))))
-        return ExplicitOracle(model, ntk, tuple(a[:n] for a in x), coupled, note)
-    n = int(max(min(FEW_EXAMPLES, n), min(n, SHARE * seconds * ENGINE_RATE / work)))
-    if 2 * work > seconds * ENGINE_RATE:
-        n = 1
-    return EngineOracle(model, ntk, tuple(a[:n] for a in x), note)
+    explicit, n = affordable(model, ntk, len(x[0]), coupled=coupled, means=means)
+    x = tuple(a[:n] for a in x)
+    return ExplicitOracle(model, ntk, x, coupled, note) if explicit else EngineOracle(model, ntk, x, note)
 
 
 class ExplicitOracle:

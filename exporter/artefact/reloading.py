@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,75 @@ _SCRIPT = Path(__file__).with_name("reload_script.py")
 Results = tuple[dict[str, np.ndarray], dict[str, float]]
 
 
-@contextlib.contextmanager
-def running_saved_model(
-    saved_model: Path,
+class ReloadingProcess:
+    """A process that imports TensorFlow, and waits for a SavedModel to call; it ends with the `with` statement."""
+
+    def __init__(self) -> None:
+        """Starts it."""
+        self._files = contextlib.ExitStack()
+        self._directory = Path(self._files.enter_context(tempfile.TemporaryDirectory()))
+        self._said = self._directory / "stderr.txt"
+        with self._said.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr
+            )
+        self._files.enter_context(self._process)
+        self._files.callback(self._process.kill)
+
+    def __enter__(self) -> ReloadingProcess:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends it, whatever it does."""
+        self._files.close()
+
+    def start(
+        self,
+        saved_model: Path,
+        model: FunctionalModel,
+        sides: Mapping[str, tuple[np.ndarray, ...]],
+        params: Mapping[str, np.ndarray],
+        signatures: Sequence[str],
+        requests: Mapping[str, Mapping[int, int]],
+    ) -> Callable[[], Results]:
+        """Lets it call a SavedModel, once; what it returns waits for the results.
+
+        Args:
+          saved_model: its directory.
+          model: what it was made of, with inputs and variables of its dtypes.
+          sides: examples for x, x1 and x2.
+          params: values for `ntk_with_params`.
+          signatures: names of those to call, and the methods of these names.
+          requests: for each signature further numbers of examples to call it with, which are the same ones repeated,
+            and for each of these how many of them are x2.
+
+        Returns:
+          A function without arguments to the results, by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES",
+          and the times there in seconds. It raises ExportError if the SavedModel cannot be loaded or called.
+        """
+        inputs, outputs = (self._directory / name for name in ("inputs.npz", "outputs.npz"))
+        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests))
+        line = json.dumps([str(saved_model), str(inputs), str(outputs)]) + "\n"
+
+        def results() -> Results:
+            return _results(self._process.wait(), outputs, self._said)
+
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself, which `results` tells
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+        return results
+
+
+def _arrays(
     model: FunctionalModel,
     sides: Mapping[str, tuple[np.ndarray, ...]],
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
     requests: Mapping[str, Mapping[int, int]],
-) -> Iterator[Callable[[], Results]]:
-    """Starts a process that calls the SavedModel, and ends it at the end; gives a function that waits for its results.
-
-    Args:
-      saved_model: its directory.
-      model: what it was made of, with inputs and variables of its dtypes.
-      sides: examples for x, x1 and x2.
-      params: values for `ntk_with_params`.
-      signatures: names of those to call, and the methods of these names.
-      requests: for each signature further numbers of examples to call it with, which are the same ones repeated, and
-        for each of these how many of them are x2.
-
-    Yields:
-      A function without arguments to the results, by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES",
-      and the times there in seconds. It raises ExportError if the SavedModel cannot be loaded or called.
-    """
+) -> dict[str, np.ndarray]:
+    """What the script reads."""
     arrays: dict[str, np.ndarray] = {}
     arguments: dict[str, Any] = {}
     side_of: dict[str, str] = {}
@@ -69,20 +114,8 @@ def running_saved_model(
         }
         for name in signatures
     }
-    with tempfile.TemporaryDirectory() as directory:
-        inputs, outputs, said = (Path(directory, name) for name in ("inputs.npz", "outputs.npz", "stderr.txt"))
-        arrays = {key: _storable(array) for key, array in arrays.items()}
-        arrays["calls"] = np.frombuffer(json.dumps(calls).encode(), np.uint8)
-        np.savez(inputs, allow_pickle=False, **arrays)
-        command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), str(inputs), str(outputs)]
-        with (
-            said.open("wb") as stderr,
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr) as process,
-        ):
-            try:
-                yield lambda: _results(process.wait(), outputs, said)
-            finally:
-                process.kill()
+    arrays = {key: _storable(array) for key, array in arrays.items()}
+    return arrays | {"calls": np.frombuffer(json.dumps(calls).encode(), np.uint8)}
 
 
 def _results(returncode: int, outputs: Path, said: Path) -> Results:

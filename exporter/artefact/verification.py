@@ -13,8 +13,8 @@ import jax
 import jax.experimental
 import numpy as np
 
-from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
-from exporter.artefact.reloading import running_saved_model
+from exporter.artefact.oracle import Batch, Means, Oracle, Proof, affordable, forward_in_float64, oracle_of
+from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import SampledOracle
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
@@ -86,6 +86,7 @@ class Verification:
 
 
 def verify(
+    process: ReloadingProcess,
     saved_model: Path,
     model: FunctionalModel,
     ntk: NtkConfig,
@@ -102,6 +103,7 @@ def verify(
     """Compares all that a SavedModel computes with float64.
 
     Args:
+      process: that calls it.
       saved_model: its directory.
       model: what it was made of.
       ntk: the kernel's configuration.
@@ -125,19 +127,10 @@ def verify(
     half = model.half if ntk.precision == "model" else None
     rtol = config.rtol if half is None else max(config.rtol, HALF_ROUNDINGS * _rounding(half))
     own = model.examples(config.examples)
-    parameter_sets = 1 + ("ntk_with_params" in signatures)
 
     def oracle_for(ntk: NtkConfig) -> Oracle:
-        return oracle_of(
-            model,
-            ntk,
-            model.behind_front(own),
-            coupled=coupled,
-            flops=flops,
-            seconds=config.seconds,
-            parameter_sets=parameter_sets,
-            note=note,
-        )
+        means = Means(flops, config.seconds, _parameter_sets(signatures))
+        return oracle_of(model, ntk, model.behind_front(own), coupled=coupled, means=means, note=note)
 
     sampled = None if ntk.trace_samples is None else SampledOracle(ntk, oracle_for)
     oracle = sampled or oracle_for(ntk)
@@ -146,14 +139,14 @@ def verify(
     x = model.behind_front(own)
     sides = _sides(x)
     params = _perturbed(model.trainable)
-    asked, left_out = ({}, []) if coupled else _affordable(requests, reaching or {}, _SMALL_REQUEST / max(flops, 1.0))
-    with running_saved_model(saved_model, model, _sides(own), params, signatures, asked) as results:
-        proof = oracle.proof  # all this while the other process runs
-        expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
-        if "forward" in signatures:
-            expected["forward"] = forward_in_float64(forward or model, x)
-        note("the SavedModel, in a process of its own")
-        outputs, seconds = results()
+    asked, left_out = _affordable(requests, reaching or {}, flops, coupled)
+    results = process.start(saved_model, model, _sides(own), params, signatures, asked)
+    proof = oracle.proof  # all this while the process runs
+    expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
+    if "forward" in signatures:
+        expected["forward"] = forward_in_float64(forward or model, x)
+    note("the SavedModel, in a process of its own")
+    outputs, seconds = results()
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}
@@ -207,6 +200,31 @@ def verify(
         reference=recorded,
         inputs=inputs,
     )
+
+
+def planned(
+    model: FunctionalModel,
+    ntk: NtkConfig,
+    config: VerifyConfig,
+    *,
+    signatures: Sequence[str],
+    coupled: bool,
+    requests: Mapping[str, Sequence[int]],
+    reaching: Mapping[str, Sequence[int]],
+    flops: float,
+) -> str:
+    """What `verify`, of which these are arguments, is going to do, for people."""
+    means = Means(flops, config.seconds, _parameter_sets(signatures))
+    explicit, n = affordable(model, ntk, config.examples, coupled=coupled, means=means)
+    by = "explicit float64 Jacobians" if explicit else "the kernel in float64, itself proved by explicit Jacobians,"
+    _, left_out = _affordable(requests, reaching, flops, coupled)
+    text = f"every signature and method against {by} of {n} example{'s' * (n > 1)}"
+    return text + (f"; without {len(left_out)} large requests" if left_out else "")
+
+
+def _parameter_sets(signatures: Sequence[str]) -> int:
+    """For how many values of the trainable variables kernels are computed."""
+    return 1 + ("ntk_with_params" in signatures)
 
 
 def _sides(x: tuple[np.ndarray, ...]) -> dict[str, tuple[np.ndarray, ...]]:
@@ -291,12 +309,15 @@ def _without_kinks(value: np.ndarray, right: np.ndarray, jump: np.ndarray, rtol:
 
 
 def _affordable(
-    requests: Mapping[str, Sequence[int]], reaching: Mapping[str, Sequence[int]], small: float
+    requests: Mapping[str, Sequence[int]], reaching: Mapping[str, Sequence[int]], flops: float, coupled: bool
 ) -> tuple[dict[str, dict[int, int]], list[str]]:
     """Which requests to make, each with its number of examples of x2; and the names of those to leave out.
 
-    All of at most `small` examples; and of larger ones those that reach programs, with one example of x2.
+    All that are small; and of larger ones those that reach programs, with one example of x2. None of coupled examples.
     """
+    if coupled:
+        return {}, []
+    small = _SMALL_REQUEST / max(flops, 1.0)
     asked = {name: {n: reference.few(n) for n in counts if n <= small} for name, counts in requests.items()}
     for name, counts in reaching.items():
         asked[name] = {n: min(n, 1) for n in counts if n > small} | asked.get(name, {})

@@ -7,7 +7,16 @@ import models
 import numpy as np
 import pytest
 
-from exporter.artefact.oracle import FEW_EXAMPLES, FEW_OUTPUTS, ROWS, EngineOracle, ExplicitOracle, oracle_of, prove
+from exporter.artefact.oracle import (
+    FEW_EXAMPLES,
+    FEW_OUTPUTS,
+    ROWS,
+    EngineOracle,
+    ExplicitOracle,
+    Means,
+    oracle_of,
+    prove,
+)
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import functionalize
@@ -24,7 +33,7 @@ def silent(note):
 
 def large(model, ntk, x, flops=5e10):
     """The oracle of a model that is said to be large."""
-    return oracle_of(model, ntk, x, coupled=False, flops=flops, seconds=10.0, parameter_sets=1, note=silent)
+    return oracle_of(model, ntk, x, coupled=False, means=Means(flops, 10.0, 1), note=silent)
 
 
 @pytest.mark.parametrize("model_id", ["conv2d", "attention", "lstm", "depthwise_conv", "batch_norm"])
@@ -43,8 +52,8 @@ def test_fewer_examples_of_larger_models():
     model = functionalize(models.by_id("spatial_output").build())
     assert np.prod(model.output.shape[1:]) > FEW_OUTPUTS
     x = model.examples(8)
-    oracles = [large(model, NtkConfig(), x, flops) for flops in (0, 1e9, 2e9, 1.5e10, 5e10, TOO_MUCH)]
-    assert [oracle.examples for oracle in oracles] == [8, 8, 6, 3, 2, 1]
+    oracles = [large(model, NtkConfig(), x, flops) for flops in (0, 1e9, 2e9, 6e9, 1e10, TOO_MUCH)]
+    assert [oracle.examples for oracle in oracles] == [8, 5, 2, 3, 2, 1]
     assert [isinstance(oracle, ExplicitOracle) for oracle in oracles] == [True] * 3 + [False] * 3
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import re
+import sys
 
 import export_models
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 import exporter.artefact.oracle
 import exporter.artefact.verification
+from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.verification import verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
@@ -36,21 +38,33 @@ def plan():
 
 
 def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requests=None, **kwargs):
-    return verify(
-        path,
-        plan.model,
-        plan.ntk,
-        VerifyConfig(examples=examples, rtol=rtol),
-        signatures=signatures,
-        coupled=plan.coupled,
-        requests=requests or {},
-        **kwargs,
-    )
+    with ReloadingProcess() as process:
+        return verify(
+            process,
+            path,
+            plan.model,
+            plan.ntk,
+            VerifyConfig(examples=examples, rtol=rtol),
+            signatures=signatures,
+            coupled=plan.coupled,
+            requests=requests or {},
+            **kwargs,
+        )
+
+
+class Answering:
+    """In place of the process: it gives these results."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def start(self, *args):
+        return lambda: (self.results, {"load": 1.0})
 
 
 def answer(monkeypatch, results):
-    running = contextlib.nullcontext(lambda: (results, {"load": 1.0}))
-    monkeypatch.setattr(exporter.artefact.verification, "running_saved_model", lambda *args: running)
+    process = contextlib.nullcontext(Answering(results))
+    monkeypatch.setattr(sys.modules[__name__], "ReloadingProcess", lambda: process)
 
 
 @pytest.fixture
