@@ -14,7 +14,7 @@ import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from benchmarks.data import deviation
 from benchmarks.engine import ENVIRONMENT, names_of, positive
 from benchmarks.isolation import Limits, run_isolated
 from benchmarks.real import report
-from benchmarks.real.models import MODELS, RealModel
+from benchmarks.real.models import DEFAULT_MODELS, MODELS, RealModel
 from serving.shared.xla_cache import VARIABLE, xla_flags
 
 _SHARE = 0.8  # of the machine's memory, for one process
@@ -133,8 +133,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known: Mapping[str, Any] = MODELS
-    parser.add_argument("--models", type=names_of(known), default=list(known), help=f"of {', '.join(known)}; all")
+    parser.add_argument(
+        "--models", type=names_of(MODELS), default=list(DEFAULT_MODELS), help=f"of {', '.join(MODELS)}; all but tiny"
+    )
     parser.add_argument("--timeout", type=positive, default=900, help="seconds for one process; 900")
     parser.add_argument("--export_only", action="store_true", help="measure nothing but exports")
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter that has torch and NumPy; this one")
