@@ -1,10 +1,10 @@
-# make demo | test | lint | bench | lock | clean. Needs Python 3.11 or 3.12 and make, nothing else.
+# make demo | test | lint | bench | bench-real | lock | clean. Needs Python 3.11 or 3.12 and make, nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 BENCH_INSTALLED := .venv/installed_bench
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench bench-real lock clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m examples.digits demo
@@ -29,6 +29,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 # make bench ARGS="--models=cnn --contenders=layerwise,structured_derivatives" for a part of the table.
 bench: $(BENCH_INSTALLED)
 	@$(BIN)/python -m benchmarks.engine $(ARGS)
+
+# make bench-real ARGS="--models=digits,resnet50"
+bench-real: $(BENCH_INSTALLED)
+	@$(BIN)/python -m benchmarks.real $(ARGS)
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[bench]'

@@ -25,7 +25,7 @@ from benchmarks.data import CaseData, deviation
 from benchmarks.isolation import Limits, Outcome, run_isolated
 from benchmarks.measure import Repetitions
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "JAX_PLATFORMS": "cpu",
@@ -88,7 +88,7 @@ def measure_case(case: Case, contenders: Sequence[str], settings: Settings) -> d
         row: dict[str, Any] = {"name": case.name, "title": case.title, "n": case.n}
         _say(case.name, "reference", "running")
         limits = dataclasses.replace(settings.limits, seconds=math.inf)  # no contender
-        shared = run_isolated("benchmarks.reference_worker", task, folder, limits, environment=_ENVIRONMENT)
+        shared = run_isolated("benchmarks.reference_worker", task, folder, limits, environment=ENVIRONMENT)
         row |= {fact: shared.facts.get(fact) for fact in ("outputs", "parameters")}
         if shared.failure:
             _say(case.name, "reference", shared.failure)
@@ -105,7 +105,7 @@ def measure_case(case: Case, contenders: Sequence[str], settings: Settings) -> d
                 folder,
                 settings.limits,
                 python=settings.torch_python if contender.family == "torch" else sys.executable,
-                environment=_ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)},
+                environment=ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)},
             )
             entries[name] = _entry(outcome, kernel_file, reference)
             _say(case.name, name, report.in_words(entries[name]))
@@ -141,28 +141,33 @@ def _say(case: str, contender: str, text: str) -> None:
     print(f"{case:<18} {contender:<26} {text}", file=sys.stderr, flush=True)
 
 
+def names_of(known: Mapping[str, Any]) -> Any:
+    """The type of an argument that names some of what is known."""
+
+    def names(text: str) -> list[str]:
+        given = [name for name in text.split(",") if name]
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(known)}, separated by commas; received {', '.join(unknown) or text!r}"
+            )
+        return list(dict.fromkeys(given))
+
+    return names
+
+
+def positive(text: str) -> float:
+    """The type of an argument that is a positive number."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
+    return value
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-    def names_of(known: Mapping[str, Any]) -> Any:
-        def names(text: str) -> list[str]:
-            given = [name for name in text.split(",") if name]
-            unknown = [name for name in given if name not in known]
-            if unknown or not given:
-                raise argparse.ArgumentTypeError(
-                    f"expected some of {', '.join(known)}, separated by commas; received {', '.join(unknown) or text!r}"
-                )
-            return list(dict.fromkeys(given))
-
-        return names
-
-    def positive(text: str) -> float:
-        value = float(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
-        return value
 
     parser.add_argument(
         "--models", type=names_of(CASES), default=list(DEFAULT_CASES), help=f"of {', '.join(CASES)}; all but tiny"

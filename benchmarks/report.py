@@ -43,7 +43,7 @@ def summary(rows: Sequence[Mapping[str, Any]], contenders: Sequence[str]) -> str
         cells += [_number(entries.get(c, {}).get("compile_seconds"), "{:.1f}") for c in _compiled(contenders)]
         cells += [_mib(entries.get(c, {}).get("peak_bytes")) for c in _compiled(contenders)]
         body.append(cells)
-    return _table(header, body)
+    return in_columns(header, body)
 
 
 def details(rows: Sequence[Mapping[str, Any]], contenders: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def details(rows: Sequence[Mapping[str, Any]], contenders: Sequence[str]) -> str
                 + [_mib(entry.get(key)) for key in ("peak_bytes", "later_peak_bytes")]
                 + [_number(entry.get("deviation"), "{:.1e}"), note]
             )
-    return _table(header, body)
+    return in_columns(header, body)
 
 
 def median_seconds(entry: Entry) -> float | None:
@@ -121,7 +121,7 @@ def _mib(size: int | None) -> str:
     return NONE if size is None else f"{size / 2**20:.0f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def in_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns are aligned as text too: the first to the left, the others to the right."""
     cells = [list(header), *([c.replace("|", "\\|") for c in row] for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(header))]

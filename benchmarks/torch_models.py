@@ -189,21 +189,99 @@ def convnext_tiny(p: Params, x: Tensor) -> Tensor:
     return _dense(p, "convnext_tiny_head_dense", x)
 
 
-def transformer(p: Params, x: Tensor) -> Tensor:
-    """Blocks of attention and a hidden layer, each normalized after its addition; the mean over tokens."""
+def digits(p: Params, x: Tensor) -> Tensor:
+    """The demo's CNN (`examples.digits_train`)."""
+    x = F.relu(_batch_norm(p, "norm1", _conv(p, "conv1", x)))
+    x = F.relu(_batch_norm(p, "norm2", _conv(p, "conv2", x, 2)))
+    return _dense(p, "logits", x.permute(0, 2, 3, 1).flatten(1))
+
+
+def xception_head(p: Params, x: Tensor) -> Tensor:
+    """keras.applications.Xception without its top, the mean over positions, and a dense layer."""
+    numbers = {path.split("/")[-2] for path in p if path.startswith("conv2d") and path.endswith("kernel")}
+    shortcuts = iter(sorted(numbers, key=lambda name: int(name.removeprefix("conv2d").lstrip("_") or 0)))
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return _batch_norm(p, f"{name}", x)
+
+    def separable(name: str, x: Tensor) -> Tensor:
+        kernels = {f"{part}/kernel": p[f"{name}/{part}_kernel"] for part in ("depthwise", "pointwise")}
+        return norm(f"{name}_bn", _conv(kernels, "pointwise", _conv(kernels, "depthwise", x)))
+
+    def shortcut(x: Tensor) -> Tensor:
+        name = next(shortcuts)
+        return norm(name.replace("conv2d", "batch_normalization"), _conv(p, f"{name}", x, 2))
+
+    def pooled(x: Tensor) -> Tensor:
+        total = [max(0, (math.ceil(size / 2) - 1) * 2 + 3 - size) for size in reversed(x.shape[2:])]
+        edges = [edge for size in total for edge in (size // 2, size - size // 2)]
+        return F.max_pool2d(F.pad(x, edges, value=-math.inf), 3, 2)
+
+    x = F.relu(norm("block1_conv1_bn", _conv(p, "block1_conv1", x, 2, same=False)))
+    x = F.relu(norm("block1_conv2_bn", _conv(p, "block1_conv2", x, same=False)))
+    for block in (2, 3, 4):
+        y = separable(f"block{block}_sepconv1", F.relu(x) if block > 2 else x)
+        y = separable(f"block{block}_sepconv2", F.relu(y))
+        x = pooled(y) + shortcut(x)
+    for block in range(5, 13):
+        y = x
+        for k in (1, 2, 3):
+            y = separable(f"block{block}_sepconv{k}", F.relu(y))
+        x = x + y
+    y = separable("block13_sepconv1", F.relu(x))
+    y = separable("block13_sepconv2", F.relu(y))
+    x = pooled(y) + shortcut(x)
+    for k in (1, 2):
+        x = F.relu(separable(f"block14_sepconv{k}", x))
+    return _dense(p, "head", x.mean((2, 3)))
+
+
+def _attention_block(p: Params, k: int, x: Tensor, *, causal: bool, eps: float) -> Tensor:
+    """Attention and a hidden layer, each normalized after its addition."""
 
     def heads(name: str, x: Tensor) -> Tensor:
         return torch.einsum("nti,ihk->nhtk", x, p[f"{name}/kernel"]) + p[f"{name}/bias"][:, None]
 
-    for k in range(2):
-        q, key, value = (heads(f"attention_{k}/{name}", x) for name in ("query", "key", "value"))
-        weights = torch.softmax(q @ key.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
-        name = f"attention_{k}/attention_output"
-        attended = torch.einsum("nhtk,hki->nti", weights @ value, p[f"{name}/kernel"]) + p[f"{name}/bias"]
-        x = _layer_norm(p, f"attention_norm_{k}", x + attended, 1e-3)
-        hidden = _dense(p, f"project_{k}", F.gelu(_dense(p, f"expand_{k}", x)))
-        x = _layer_norm(p, f"norm_{k}", x + hidden, 1e-3)
+    q, key, value = (heads(f"attention_{k}/{name}", x) for name in ("query", "key", "value"))
+    scores = q @ key.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    name = f"attention_{k}/attention_output"
+    attended = torch.einsum("nhtk,hki->nti", torch.softmax(scores, -1) @ value, p[f"{name}/kernel"])
+    x = _layer_norm(p, f"attention_norm_{k}", x + attended + p[f"{name}/bias"], eps)
+    hidden = _dense(p, f"project_{k}", F.gelu(_dense(p, f"expand_{k}", x)))
+    return _layer_norm(p, f"norm_{k}", x + hidden, eps)
+
+
+def _blocks(p: Params) -> range:
+    return range(sum(path.startswith("expand_") for path in p) // 2)
+
+
+def _embedded(p: Params, tokens: Tensor) -> Tensor:
+    return F.embedding(tokens, p["words/embeddings"]) + p["positions/embeddings"]
+
+
+def transformer(p: Params, x: Tensor) -> Tensor:
+    """Blocks of attention and a hidden layer, each normalized after its addition; the mean over tokens."""
+    for k in _blocks(p):
+        x = _attention_block(p, k, x, causal=False, eps=1e-3)
     return _dense(p, "logits", x.mean(1))
+
+
+def encoder(p: Params, x: Tensor) -> Tensor:
+    """BERT with a classifier on its pooled first token (`benchmarks.real.models`)."""
+    x = _layer_norm(p, "embedding_norm", _embedded(p, x), 1e-12)
+    for k in _blocks(p):
+        x = _attention_block(p, k, x, causal=False, eps=1e-12)
+    return _dense(p, "logits", torch.tanh(_dense(p, "pooler", x[:, 0])))
+
+
+def decoder(p: Params, x: Tensor) -> Tensor:
+    """A language model: the logits of each next word (`benchmarks.real.models`)."""
+    x = _embedded(p, x)
+    for k in _blocks(p):
+        x = _attention_block(p, k, x, causal=True, eps=1e-12)
+    return _dense(p, "logits", x)
 
 
 def lstm(p: Params, x: Tensor) -> Tensor:
@@ -231,5 +309,9 @@ MODELS: dict[str, Callable[[Params, Tensor], Tensor]] = {
         convnext_tiny,
         transformer,
         lstm,
+        digits,
+        xception_head,
+        encoder,
+        decoder,
     )
 } | {"transformer_1000": transformer, "tiny": mlp}

@@ -56,11 +56,10 @@ def digits() -> dict[str, np.ndarray]:
     return dict(zip(("x_train", "x_test", "y_train", "y_test"), parts, strict=True))
 
 
-def train(data: dict[str, np.ndarray], epochs: int) -> keras.Model:
-    """A CNN whose outputs are the logits of the ten classes; prints a line per epoch."""
-    keras.utils.set_random_seed(0)
+def network() -> keras.Model:
+    """A CNN whose outputs are the logits of the ten classes."""
     layers = keras.layers
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             keras.Input((8, 8, 1), name="image"),
             layers.Conv2D(16, 3, padding="same", use_bias=False, name="conv1"),
@@ -74,6 +73,12 @@ def train(data: dict[str, np.ndarray], epochs: int) -> keras.Model:
         ],
         name="digits",
     )
+
+
+def train(data: dict[str, np.ndarray], epochs: int) -> keras.Model:
+    """The network trained; prints a line per epoch."""
+    keras.utils.set_random_seed(0)
+    model = network()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")])
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artefact.manifest import write_manifest
+from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import MOST_EXAMPLES, trace_error
-from exporter.artefact.verification import verify
+from exporter.artefact.verification import planned, verify
 from exporter.artefact.versions import stage_version
 from exporter.artefact.writing import describe, disk_errors, size_of, write_saved_model
 from exporter.config import ExportConfig, NtkConfig
@@ -45,7 +46,11 @@ def explain(model: Any, ntk: NtkConfig | None = None, export: ExportConfig | Non
     """
     with memory_errors():
         plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
-        return Explanation(plan, choose(plan))
+        with plan.tracing():
+            choice = choose(plan)
+            return Explanation(
+                plan, choice, planned(plan.differentiated, plan.ntk, plan.export.verify, **_checks(plan, choice))
+            )
 
 
 def export_savedmodel(
@@ -73,41 +78,36 @@ def export_savedmodel(
         right; nothing is left under `base_dir` then.
     """
     progress = progress or SilentProgress()
-    with disk_errors(), memory_errors(), stage_version(Path(base_dir)) as staging:
+    with disk_errors(), memory_errors(), stage_version(Path(base_dir)) as staging, ReloadingProcess() as process:
         with progress.stage("functionalize") as note:
             plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
             count = sum(v.size for v in plan.model.trainable.values())
             trainable, frozen = len(plan.model.trainable), len(plan.model.frozen)
             note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
-        with progress.stage("choose") as note:
+        with progress.stage("choose") as note, plan.tracing():
             choice = choose(plan)
             note(choice.summary)
-        with progress.stage("lower") as note, without_graph_optimizers():
+        with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))
-        requests = examples_of_requests(plan.export.signatures, choice.schedule)
         reaching = warmup_examples(plan.export.signatures, choice.schedule)
         compiled = count_programs(plan.export.signatures, choice.schedule)
         with progress.stage("write") as note, without_graph_optimizers():
             write_saved_model(module, plan, staging.path, reaching if plan.export.warmup else None)
             note(f"{size_of(staging.path) / 2**20:.1f} MiB")
-        with progress.stage("verify") as note:
+        with progress.stage("verify") as note, plan.tracing():
             verification = verify(
+                process,
                 staging.path,
                 plan.differentiated,
                 plan.ntk,
                 plan.export.verify,
-                signatures=plan.export.signatures,
-                served=plan.served,
-                coupled=plan.coupled,
-                requests=requests,
-                reaching=reaching,
-                flops=plan.flops_of_example,
+                **_checks(plan, choice),
                 forward=plan.model,
                 note=note,
             )
             programs = f"{compiled} programs, " if compiled else ""
-            error = trace_error(plan, min(verification.examples, MOST_EXAMPLES))
+            error = trace_error(plan, min(verification.examples, MOST_EXAMPLES), verification.trace_deviation)
             estimated = f"; {error.summary}" if error else ""
             note(f"{verification.summary}{estimated}; {programs}{verification.seconds['first_calls']:.1f} s")
         manifest = {
@@ -119,6 +119,19 @@ def export_savedmodel(
         return ExportResult(staging.publish(), json.loads(json.dumps(manifest)))
 
 
+def _checks(plan: Plan, choice: Choice) -> dict[str, Any]:
+    """What is verified, and by which requests."""
+    names = plan.export.signatures
+    return {
+        "signatures": names,
+        "coupled": plan.coupled,
+        "requests": examples_of_requests(names, choice.schedule),
+        "reaching": warmup_examples(names, choice.schedule),
+        "flops": plan.flops_of_example,
+        "narrowed": plan.narrowed,
+    }
+
+
 def _build(plan: Plan, choice: Choice) -> KernelModule:
     model, names, platforms, precision = plan.model, plan.export.signatures, plan.export.platforms, plan.ntk.precision
     if choice.schedule is None:
@@ -128,7 +141,6 @@ def _build(plan: Plan, choice: Choice) -> KernelModule:
         functions = functions_by_blocks(
             model, choice.schedule, names, swap=plan.swap, platforms=platforms, precision=precision
         )
-    served = plan.served
     return KernelModule(
-        served.trainable, served.frozen, served.signature_inputs, functions, front=served.front, behind=served.inputs
+        model.trainable, model.frozen, model.signature_inputs, functions, front=model.front, behind=model.inputs
     )

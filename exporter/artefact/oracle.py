@@ -1,15 +1,19 @@
 """Kernels in float64: from explicit Jacobians where these can be afforded, else by the engine, which is proved first.
 
-Explicit Jacobians (`ntk.reference`) cost a gradient for each output of each example, one after the other. For large
-models the layerwise engine evaluated in float64 takes their place. That it is right for this model is shown on a part
-that can be afforded: of g(x) = A f(x), whose rows are some of the outputs and random ±1 combinations of all of them,
-the kernel of every pair of rows is compared with explicit Jacobians of g. A wrong rule or lowering changes the
-derivative of some output, and so of every combination.
+Explicit Jacobians (`ntk.reference`) cost a gradient for each output of each example. For large models of many outputs
+the layerwise engine evaluated in float64 takes their place. That it is right for this model is shown on a part that can
+be afforded: of g(x) = A f(x), whose rows are some of the outputs and random ±1 combinations of all of them, the kernel
+of every pair of rows is compared with explicit Jacobians of g. A wrong rule or lowering changes the derivative of some
+output, and so of every combination.
+
+Of few outputs the Jacobians that the proof needs are all that there are, so there they are the oracle, of fewer
+examples: compiling the engine in float64, twice, takes longer than they do.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -25,7 +29,7 @@ from exporter.functionalize import FunctionalModel
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.precision import in_float64
 from exporter.ntk.products import with_convolutions_as_products
-from exporter.ntk.reference import Vjps, jitted_vjps, reference_ntk
+from exporter.ntk.reference import FEW_RUNS, Vjps, jitted_vjps, reference_ntk
 from exporter.progress import Note
 
 Batch = tuple[np.ndarray, ...]
@@ -37,9 +41,11 @@ MOST_NUMBERS_AT_ONCE = 5e8
 # Float64 operations a second that are counted on, of explicit Jacobians and of the engine: on two CPU cores.
 EXPLICIT_RATE = 5e9
 ENGINE_RATE = 2e10
-SHARE = 0.25  # of the verification's seconds, for what is expected
+SHARE = 0.1  # of the verification's seconds, for what is expected
 
 ROWS = 8  # of A
+FEW_OUTPUTS = 2 * ROWS  # so few are differentiated one by one, however large the model is
+FEW_EXAMPLES = 2  # of a large model: all kinds of entries of a kernel
 _BYTES_OF_PROOF = 2 << 30
 _PROOF_RTOL = 1e-6  # both sides are float64
 _COMBINATIONS = "outputs/combinations"  # A among the frozen variables of g
@@ -67,27 +73,53 @@ class Oracle(Protocol):
 
     Attributes:
       examples: for how many of them kernels can be afforded.
-      proof: that it is right; None for what needs none.
     """
 
     examples: int
-    proof: Proof | None
+
+    @property
+    def proof(self) -> Proof | None:
+        """That it is right, which is found out when it is first asked for; None for what needs none.
+
+        Raises:
+          ExportError: it is not.
+        """
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         """float64 (n1, n2, ...) of `examples` examples x1 with x2, which are the first of x1, or with themselves."""
 
 
-def oracle_of(
-    model: FunctionalModel,
-    ntk: NtkConfig,
-    x: Batch,
-    *,
-    coupled: bool,
-    flops: float,
-    seconds: float,
-    parameter_sets: int,
-    note: Note,
-) -> Oracle:
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """What is there for a verification.
+
+    Attributes:
+      flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
+      seconds: that the verification may take.
+      parameter_sets: for how many values of the trainable variables kernels are asked for.
+      narrowed: the part of the outputs that the engine differentiates in their place (see `ntk.layerwise.heads`).
+    """
+
+    flops: float
+    seconds: float
+    parameter_sets: int
+    narrowed: float = 1.0
+
+
+def affordable(model: FunctionalModel, ntk: NtkConfig, n: int, *, coupled: bool, means: Means) -> tuple[bool, int]:
+    """Whether kernels come from explicit Jacobians of all outputs, and of how many of n examples."""
+    outputs = math.prod(size or 1 for size in model.output.shape[1:])
+    work, few = means.parameter_sets * means.flops, min(n, FEW_EXAMPLES)
+    examples = math.inf if coupled or work == 0 else SHARE * means.seconds * EXPLICIT_RATE / work
+    if outputs <= FEW_OUTPUTS or examples >= few:
+        return True, min(_examples_of_explicit(model, ntk, n), int(max(min(n, examples), few)))
+    work *= means.narrowed
+    if 2 * work > means.seconds * ENGINE_RATE:
+        return False, 1
+    return False, int(max(few, min(n, SHARE * means.seconds * ENGINE_RATE / work)))
+
+
+def oracle_of(model: FunctionalModel, ntk: NtkConfig, x: Batch, *, coupled: bool, means: Means, note: Note) -> Oracle:
     """The oracle that can be afforded.
 
     Args:
@@ -95,29 +127,21 @@ def oracle_of(
       ntk: the kernel's configuration.
       x: the examples that there are at most.
       coupled: whether they influence each other.
-      flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
-      seconds: that the verification may take.
-      parameter_sets: for how many values of the trainable variables kernels are asked for.
+      means: what is there.
       note: told how far it is.
-
-    Raises:
-      ExportError: the engine is wrong for this model.
     """
-    n = len(x[0])
-    work = parameter_sets * flops
-    if coupled or n * work <= SHARE * seconds * EXPLICIT_RATE:
-        n = _examples_of_explicit(model, ntk, n)
-        return _Explicit(model, ntk, tuple(a[:n] for a in x), coupled, note)
-    n = int(max(min(2, n), min(n, SHARE * seconds * ENGINE_RATE / work)))
-    if 2 * work > seconds * ENGINE_RATE:
-        n = 1
-    return _Engine(model, ntk, tuple(a[:n] for a in x), note)
+    explicit, n = affordable(model, ntk, len(x[0]), coupled=coupled, means=means)
+    x = tuple(a[:n] for a in x)
+    return ExplicitOracle(model, ntk, x, coupled, note) if explicit else EngineOracle(model, ntk, x, note)
 
 
-class _Explicit:
+class ExplicitOracle:
+    """Kernels from explicit Jacobians of all outputs."""
+
     proof: Proof | None = None
 
     def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, coupled: bool, note: Note) -> None:
+        """Kernels of the examples x, for which it is compiled."""
         variables = model.trainable, model.frozen
         self.examples, self._coupled, self._ntk, self._frozen = len(x[0]), coupled, ntk, model.frozen
         self._apply_fns = {False: model.apply_fn, True: in_float64(model.apply_fn, *variables, x)}
@@ -125,6 +149,7 @@ class _Explicit:
         self._vjps = _counted(jitted_vjps(model.apply_fn, *variables, x), of_kernel, note)
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
+        """See `Oracle`."""
         moved = any(value.dtype == np.float64 for value in trainable.values())  # maybe by less than a float32 has
 
         def of(x2: Batch | None) -> np.ndarray:
@@ -137,21 +162,35 @@ class _Explicit:
                 trace_axes=self._ntk.trace_axes,
                 diagonal_axes=self._ntk.diagonal_axes,
                 coupled=self._coupled,
+                memory=_BYTES_OF_PROOF,
                 vjps=self._vjps,
             )
 
         return of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
 
 
-class _Engine:
+class EngineOracle:
+    """Kernels by the engine in float64, which is proved first."""
+
     def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note) -> None:
-        self.examples, self._frozen = len(x[0]), model.frozen
-        self.proof: Proof | None = prove(model, tuple(a[: min(2, len(a))] for a in x), note)
-        note(f"the kernel of {self.examples} examples in float64")
-        self._kernel = _engine(model.apply_fn, ntk.trace_axes, ntk.diagonal_axes, model.trainable, model.frozen, x)
+        """Kernels of the examples x."""
+        self.examples, self._model, self._ntk, self._x, self._note = len(x[0]), model, ntk, x, note
+
+    @functools.cached_property
+    def proof(self) -> Proof:
+        """See `prove`."""
+        return prove(self._model, tuple(a[: min(FEW_EXAMPLES, len(a))] for a in self._x), self._note)
+
+    @functools.cached_property
+    def _kernel(self) -> Callable[..., np.ndarray]:
+        model, ntk = self._model, self._ntk
+        return _engine(model.apply_fn, ntk.trace_axes, ntk.diagonal_axes, model.trainable, model.frozen, self._x)
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
-        kernel = self._kernel(trainable, self._frozen, x1)
+        """See `Oracle`."""
+        assert self.proof is not None  # raises if it is wrong
+        self._note(f"the kernel of {self.examples} examples in float64")
+        kernel = self._kernel(trainable, self._model.frozen, x1)
         return kernel if x2 is None else kernel[:, : len(x2[0])]
 
 
@@ -213,7 +252,8 @@ def _engine(
             trace_axes=trace_axes,
             diagonal_axes=diagonal_axes,
             memory=_BYTES_OF_PROOF // 2,
-        )
+        ),
+        compiler_options=dict(FEW_RUNS),
     )
 
     def wide(value: Any) -> np.ndarray:
@@ -254,4 +294,6 @@ def forward_in_float64(model: FunctionalModel, x: Batch) -> np.ndarray:
     """The model's output."""
     forward = with_convolutions_as_products(in_float64(model.apply_fn, model.trainable, model.frozen, x))
     with jax.experimental.enable_x64():
-        return np.asarray(jax.jit(forward)(model.trainable, model.frozen, tuple(map(jnp.asarray, x))))
+        return np.asarray(
+            jax.jit(forward, compiler_options=dict(FEW_RUNS))(model.trainable, model.frozen, tuple(map(jnp.asarray, x)))
+        )

@@ -1,9 +1,10 @@
 """Run by itself, in a process that can import TensorFlow alone: loads a SavedModel and calls all it offers.
 
-    python reload_script.py SAVED_MODEL INPUTS.npz OUTPUTS.npz
+    echo '["SAVED_MODEL", "INPUTS.npz", "OUTPUTS.npz"]' | python reload_script.py
 
-INPUTS holds the arrays to call it with, by input name ("x1", "x2", "x", "params_..."; see `exporter.plan.signatures`).
-OUTPUTS gets the result of each signature ("signature/NAME") and of each method ("method/NAME"), and times in seconds.
+It may be started before these files are there: the line is read when TensorFlow is imported. INPUTS holds the arrays to
+call it with, by input name ("x1", "x2", "x", "params_..."; see `exporter.plan.signatures`). OUTPUTS gets the result of
+each signature ("signature/NAME") and of each method ("method/NAME"), and times in seconds.
 """
 
 import json
@@ -72,4 +73,5 @@ def _argument(argument: object, inputs: dict[str, tf.Tensor]) -> object:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if line := sys.stdin.readline():
+        main(*json.loads(line))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,89 @@ from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
 _SCRIPT = Path(__file__).with_name("reload_script.py")
 
+Results = tuple[dict[str, np.ndarray], dict[str, float]]
 
-def run_saved_model(
-    saved_model: Path,
-    served: FunctionalModel,
+
+class ReloadingProcess:
+    """A process that imports TensorFlow, and waits for a SavedModel to call; it ends with the `with` statement."""
+
+    def __init__(self) -> None:
+        """Starts it."""
+        self._files = contextlib.ExitStack()
+        self._directory = Path(self._files.enter_context(tempfile.TemporaryDirectory()))
+        self._said = self._directory / "stderr.txt"
+        with self._said.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr
+            )
+        self._files.enter_context(self._process)
+        self._files.callback(self._process.kill)
+
+    def __enter__(self) -> ReloadingProcess:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends it, whatever it does."""
+        self._files.close()
+
+    def start(
+        self,
+        saved_model: Path,
+        model: FunctionalModel,
+        sides: Mapping[str, tuple[np.ndarray, ...]],
+        params: Mapping[str, np.ndarray],
+        signatures: Sequence[str],
+        requests: Mapping[str, Mapping[int, int]],
+    ) -> Callable[[], Results]:
+        """Lets it call a SavedModel, once; what it returns waits for the results.
+
+        Args:
+          saved_model: its directory.
+          model: what it was made of, with inputs and variables of its dtypes.
+          sides: examples for x, x1 and x2.
+          params: values for `ntk_with_params`.
+          signatures: names of those to call, and the methods of these names.
+          requests: for each signature further numbers of examples to call it with, which are the same ones repeated,
+            and for each of these how many of them are x2.
+
+        Returns:
+          A function without arguments to the results, by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES",
+          and the times there in seconds. It raises ExportError if the SavedModel cannot be loaded or called.
+        """
+        inputs, outputs = (self._directory / name for name in ("inputs.npz", "outputs.npz"))
+        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests))
+        line = json.dumps([str(saved_model), str(inputs), str(outputs)]) + "\n"
+
+        def results() -> Results:
+            return _results(self._process.wait(), outputs, self._said)
+
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself, which `results` tells
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+        return results
+
+
+def _arrays(
+    model: FunctionalModel,
     sides: Mapping[str, tuple[np.ndarray, ...]],
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
     requests: Mapping[str, Mapping[int, int]],
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """What the SavedModel computes in a process of its own, and the times there.
-
-    Args:
-      saved_model: its directory.
-      served: the model with the dtypes of the SavedModel's inputs and variables.
-      sides: examples for x, x1 and x2.
-      params: values for `ntk_with_params`.
-      signatures: names of those to call, and the methods of these names.
-      requests: for each signature further numbers of examples to call it with, which are the same ones repeated, and
-        for each of these how many of them are x2.
-
-    Returns:
-      Results by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES"; seconds.
-
-    Raises:
-      ExportError: it cannot be loaded or called.
-    """
+) -> dict[str, np.ndarray]:
+    """What the script reads."""
     arrays: dict[str, np.ndarray] = {}
     arguments: dict[str, Any] = {}
     side_of: dict[str, str] = {}
     for side, values in sides.items():
-        names = input_names(side, served.signature_inputs)
+        names = input_names(side, model.signature_inputs)
         side_of |= dict.fromkeys(names, side)
-        for key, array, spec in zip(names, values, served.signature_inputs, strict=True):
+        for key, array, spec in zip(names, values, model.signature_inputs, strict=True):
             arrays[key] = array if spec.dtype == "string" else array.astype(spec.dtype)
         arguments[side] = names[0] if len(names) == 1 else list(names)
-    keys = param_names(served.trainable)
-    arrays |= {keys[path]: value.astype(served.trainable[path].dtype) for path, value in params.items()}
+    keys = param_names(model.trainable)
+    arrays |= {keys[path]: value.astype(model.trainable[path].dtype) for path, value in params.items()}
     calls = {
         name: {
             "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],
@@ -68,23 +114,27 @@ def run_saved_model(
         }
         for name in signatures
     }
-    with tempfile.TemporaryDirectory() as directory:
-        inputs, outputs = (os.path.join(directory, name) for name in ("inputs.npz", "outputs.npz"))
-        arrays = {key: _storable(array) for key, array in arrays.items()}
-        arrays["calls"] = np.frombuffer(json.dumps(calls).encode(), np.uint8)
-        np.savez(inputs, allow_pickle=False, **arrays)
-        command = [sys.executable, "-P", str(_SCRIPT), str(saved_model), inputs, outputs]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            if told := out_of_memory(done.stderr):
-                raise told
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise ExportError(
-                "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "
-                f"alone, received exit code {done.returncode}: {lines[-1] if lines else 'no message'}"
-            )
-        with np.load(outputs) as file:
-            results = dict(file.items())
+    arrays = {key: _storable(array) for key, array in arrays.items()}
+    return arrays | {"calls": np.frombuffer(json.dumps(calls).encode(), np.uint8)}
+
+
+def _results(returncode: int, outputs: Path, said: Path) -> Results:
+    """What a process that has ended has written.
+
+    Raises:
+      ExportError: it failed.
+    """
+    if returncode != 0:
+        text = said.read_text(errors="replace")
+        if told := out_of_memory(text):
+            raise told
+        lines = [line for line in text.splitlines() if line.strip()]
+        raise ExportError(
+            "Verification failed: expected the SavedModel to load and run in a process that can import TensorFlow "
+            f"alone, received exit code {returncode}: {lines[-1] if lines else 'no message'}"
+        )
+    with np.load(outputs) as file:
+        results = dict(file.items())
     seconds = json.loads(results.pop("seconds").tobytes())
     return results, seconds
 

@@ -1,14 +1,18 @@
-"""How far an estimated trace is from the exact one, on the examples of the verification."""
+"""Estimated traces in float64, and how far they are from the exact ones, on the examples of the verification."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from exporter.artefact.oracle import SHARE
+from exporter.artefact.oracle import SHARE, Batch, Oracle, Proof
+from exporter.config import NtkConfig
+from exporter.functionalize import FunctionalModel
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.plan.planning import Plan
 
@@ -47,32 +51,66 @@ class TraceError:
         return ", ".join(told)
 
 
-def trace_error(plan: Plan, examples: int) -> TraceError | None:
-    """Measures it on at most so many examples; None if the trace is exact."""
+class SampledOracle:
+    """Kernels in float64 of estimated traces, from those of each sample by itself.
+
+    Attributes:
+      examples: see `Oracle`.
+      deviation: of the first kernel that was asked for, see `TraceError`; None before, and of one sample.
+    """
+
+    def __init__(self, ntk: NtkConfig, make: Callable[[NtkConfig], Oracle]) -> None:
+        """Takes the kernel's configuration, and what makes an oracle of another."""
+        axis, *others = ntk.trace_axes
+        diagonal = ntk.diagonal_axes
+        self._place = 2 + sum(1 if a in diagonal else 2 for a in range(1, axis) if a not in others)
+        self._each = make(
+            dataclasses.replace(ntk, trace_axes=tuple(others), diagonal_axes=(*diagonal, axis), trace_samples=None)
+        )
+        self.examples = self._each.examples
+        self.deviation: float | None = None
+
+    @property
+    def proof(self) -> Proof | None:
+        """See `Oracle`."""
+        return self._each.proof
+
+    def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
+        """See `Oracle`."""
+        kernels = np.moveaxis(self._each.kernel(trainable, x1, x2), self._place, -1)
+        kernel: np.ndarray = kernels.mean(-1)
+        samples = kernels.shape[-1]
+        if self.deviation is None and samples > 1:
+            largest = float(np.max(np.abs(kernel))) or 1.0
+            self.deviation = math.sqrt(float(np.mean(kernels.var(-1, ddof=1))) / samples) / largest
+        return kernel
+
+
+def trace_error(plan: Plan, examples: int, deviation: float | None) -> TraceError | None:
+    """What is known of it, and the difference from the exact kernel if it can be afforded; None if the trace is exact.
+
+    Args:
+      plan: what is exported.
+      examples: of which the kernel is computed.
+      deviation: that `SampledOracle` found.
+    """
     samples = plan.ntk.trace_samples
     if samples is None:
         return None
-    model, estimated = plan.model, plan.differentiated
-    x = model.behind_front(model.examples(examples))
-    (axis, *others), diagonal = plan.ntk.trace_axes, plan.ntk.diagonal_axes
-    each = layerwise_kernel_fn(
-        estimated.apply_fn, trace_axes=others, diagonal_axes=(*diagonal, axis), coupled=plan.coupled
-    )
-    place = 2 + sum(1 if a in diagonal else 2 for a in range(1, axis) if a not in others)
-    arguments = model.trainable, model.frozen, x
-    kernels = np.moveaxis(np.asarray(jax.jit(each)(*arguments), np.float64), place, -1)
-    largest = float(np.max(np.abs(kernels.mean(-1)))) or 1.0
-    deviation, difference = None, None
-    if samples > 1:
-        deviation = math.sqrt(float(np.mean(kernels.var(-1, ddof=1))) / samples) / largest
+    difference = None
     exact_flops = plan.flops_of_example * plan.traced_outputs / samples
     if examples * exact_flops <= SHARE * plan.export.verify.seconds * _RATE:
-        exact_fn = layerwise_kernel_fn(
-            model.apply_fn,
-            trace_axes=plan.ntk.trace_axes,
-            diagonal_axes=plan.ntk.diagonal_axes,
-            coupled=plan.coupled,
-        )
-        exact = np.asarray(jax.jit(exact_fn)(*arguments), np.float64)
-        difference = float(np.max(np.abs(kernels.mean(-1) - exact)) / np.max(np.abs(exact)))
+        x = plan.model.behind_front(plan.model.examples(examples))
+
+        def kernel(model: FunctionalModel) -> np.ndarray:
+            fn = layerwise_kernel_fn(
+                model.apply_fn,
+                trace_axes=plan.ntk.trace_axes,
+                diagonal_axes=plan.ntk.diagonal_axes,
+                coupled=plan.coupled,
+            )
+            return np.asarray(jax.jit(fn)(model.trainable, model.frozen, x), np.float64)
+
+        estimated, exact = kernel(plan.differentiated), kernel(plan.model)
+        difference = float(np.max(np.abs(estimated - exact)) / np.max(np.abs(exact)))
     return TraceError(samples, plan.traced_outputs, plan.ntk.trace_seed, examples, deviation, difference)

@@ -13,8 +13,9 @@ import jax
 import jax.experimental
 import numpy as np
 
-from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
-from exporter.artefact.reloading import run_saved_model
+from exporter.artefact.oracle import Batch, Means, Oracle, Proof, affordable, forward_in_float64, oracle_of
+from exporter.artefact.reloading import ReloadingProcess
+from exporter.artefact.trace_error import SampledOracle
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -41,6 +42,7 @@ class Verification:
       rtol: the largest error that was allowed: the configuration's, or what `half` makes likely if that is more.
       half: the half precision that the kernel is computed in, where the model has it; None if it is not.
       proof: how the float64 kernels themselves were proved, where they are not from explicit Jacobians of all outputs.
+      trace_deviation: of an estimated trace, see `TraceError`.
       errors: for each signature and method the largest difference from float64, relative to its largest entry; but for
         entries at kinks.
       at_kinks: the same of the entries at kinks, for signatures and methods that have any: entries where float64
@@ -58,6 +60,7 @@ class Verification:
     rtol: float
     half: str | None
     proof: Proof | None
+    trace_deviation: float | None
     errors: Mapping[str, float]
     at_kinks: Mapping[str, float]
     asymmetry: float | None
@@ -83,33 +86,35 @@ class Verification:
 
 
 def verify(
+    process: ReloadingProcess,
     saved_model: Path,
     model: FunctionalModel,
     ntk: NtkConfig,
     config: VerifyConfig,
     *,
     signatures: Sequence[str],
-    served: FunctionalModel,
     coupled: bool,
     requests: Mapping[str, Sequence[int]],
     reaching: Mapping[str, Sequence[int]] | None = None,
     flops: float = 0,
+    narrowed: float = 1.0,
     forward: FunctionalModel | None = None,
     note: Note = lambda text: None,
 ) -> Verification:
     """Compares all that a SavedModel computes with float64.
 
     Args:
+      process: that calls it.
       saved_model: its directory.
       model: what it was made of.
       ntk: the kernel's configuration.
       config: how many examples, and how far from float64 they may be.
       signatures: names of the signatures to call.
-      served: the model with the dtypes of the SavedModel's inputs and variables.
       coupled: whether examples influence each other; then no example may be repeated.
       requests: for each signature further numbers of examples to call it with, which are the same ones repeated.
       reaching: those that reach every program; of a large model only these are made.
       flops: operations for the derivatives of all outputs of an example, by which it is told what can be afforded.
+      narrowed: the part of these that the engine needs, whose last layer may be narrower.
       forward: the model whose output `forward` gives, if it is not `model`.
       note: told how far it is.
 
@@ -124,28 +129,26 @@ def verify(
     half = model.half if ntk.precision == "model" else None
     rtol = config.rtol if half is None else max(config.rtol, HALF_ROUNDINGS * _rounding(half))
     own = model.examples(config.examples)
-    parameter_sets = 1 + ("ntk_with_params" in signatures)
-    oracle = oracle_of(
-        model,
-        ntk,
-        model.behind_front(own),
-        coupled=coupled,
-        flops=flops,
-        seconds=config.seconds,
-        parameter_sets=parameter_sets,
-        note=note,
-    )
+
+    def oracle_for(ntk: NtkConfig) -> Oracle:
+        means = Means(flops, config.seconds, _parameter_sets(signatures), narrowed)
+        return oracle_of(model, ntk, model.behind_front(own), coupled=coupled, means=means, note=note)
+
+    sampled = None if ntk.trace_samples is None else SampledOracle(ntk, oracle_for)
+    oracle = sampled or oracle_for(ntk)
     n = oracle.examples
     own = tuple(a[:n] for a in own)
     x = model.behind_front(own)
     sides = _sides(x)
     params = _perturbed(model.trainable)
+    asked, left_out = _affordable(requests, reaching or {}, flops * narrowed, coupled)
+    results = process.start(saved_model, model, _sides(own), params, signatures, asked)
+    proof = oracle.proof  # all this while the process runs
     expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
     if "forward" in signatures:
         expected["forward"] = forward_in_float64(forward or model, x)
     note("the SavedModel, in a process of its own")
-    asked, left_out = ({}, []) if coupled else _affordable(requests, reaching or {}, _SMALL_REQUEST / max(flops, 1.0))
-    outputs, seconds = run_saved_model(saved_model, served, _sides(own), params, signatures, asked)
+    outputs, seconds = results()
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}
@@ -188,7 +191,8 @@ def verify(
         examples=n,
         rtol=rtol,
         half=None if half is None else half.name,
-        proof=oracle.proof,
+        proof=proof,
+        trace_deviation=None if sampled is None else sampled.deviation,
         errors=errors,
         at_kinks=at_kinks,
         asymmetry=asymmetry,
@@ -198,6 +202,32 @@ def verify(
         reference=recorded,
         inputs=inputs,
     )
+
+
+def planned(
+    model: FunctionalModel,
+    ntk: NtkConfig,
+    config: VerifyConfig,
+    *,
+    signatures: Sequence[str],
+    coupled: bool,
+    requests: Mapping[str, Sequence[int]],
+    reaching: Mapping[str, Sequence[int]],
+    flops: float,
+    narrowed: float,
+) -> str:
+    """What `verify`, of which these are arguments, is going to do, for people."""
+    means = Means(flops, config.seconds, _parameter_sets(signatures), narrowed)
+    explicit, n = affordable(model, ntk, config.examples, coupled=coupled, means=means)
+    by = "explicit float64 Jacobians" if explicit else "the kernel in float64, itself proved by explicit Jacobians,"
+    _, left_out = _affordable(requests, reaching, flops * narrowed, coupled)
+    text = f"every signature and method against {by} of {n} example{'s' * (n > 1)}"
+    return text + (f"; without {len(left_out)} large requests" if left_out else "")
+
+
+def _parameter_sets(signatures: Sequence[str]) -> int:
+    """For how many values of the trainable variables kernels are computed."""
+    return 1 + ("ntk_with_params" in signatures)
 
 
 def _sides(x: tuple[np.ndarray, ...]) -> dict[str, tuple[np.ndarray, ...]]:
@@ -282,12 +312,15 @@ def _without_kinks(value: np.ndarray, right: np.ndarray, jump: np.ndarray, rtol:
 
 
 def _affordable(
-    requests: Mapping[str, Sequence[int]], reaching: Mapping[str, Sequence[int]], small: float
+    requests: Mapping[str, Sequence[int]], reaching: Mapping[str, Sequence[int]], flops: float, coupled: bool
 ) -> tuple[dict[str, dict[int, int]], list[str]]:
     """Which requests to make, each with its number of examples of x2; and the names of those to leave out.
 
-    All of at most `small` examples; and of larger ones those that reach programs, with one example of x2.
+    All that are small; and of larger ones those that reach programs, with one example of x2. None of coupled examples.
     """
+    if coupled:
+        return {}, []
+    small = _SMALL_REQUEST / max(flops, 1.0)
     asked = {name: {n: reference.few(n) for n in counts if n <= small} for name, counts in requests.items()}
     for name, counts in reaching.items():
         asked[name] = {n: min(n, 1) for n in counts if n > small} | asked.get(name, {})

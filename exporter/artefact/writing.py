@@ -43,7 +43,7 @@ def _example(plan: Plan) -> dict[str, np.ndarray]:
     """A batch of one for each of the model's inputs, by its name in signatures; none if zeros will do."""
     if plan.model.front is None:
         return {}
-    specs = plan.served.signature_inputs
+    specs = plan.model.signature_inputs
     return dict(zip(input_names("x", specs), plan.model.examples(1), strict=True))
 
 
@@ -58,7 +58,7 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
         "inputs": [
             {**dataclasses.asdict(spec), "input": name}
             for spec, name in zip(
-                plan.served.signature_inputs, input_names("x", plan.served.signature_inputs), strict=True
+                plan.model.signature_inputs, input_names("x", plan.model.signature_inputs), strict=True
             )
         ],
         "output": dataclasses.asdict(model.output),
@@ -67,17 +67,18 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
             "trainable": {
                 path: {"shape": v.shape, "dtype": v.dtype.name, "input": key}
                 for (path, v), key in zip(
-                    plan.served.trainable.items(), param_names(model.trainable).values(), strict=True
+                    plan.model.trainable.items(), param_names(model.trainable).values(), strict=True
                 )
             },
             "frozen": {
                 path: {"shape": v.shape, "dtype": v.dtype.name, "excluded_by_pattern": path in model.excluded}
-                for path, v in plan.served.frozen.items()
+                for path, v in plan.model.frozen.items()
             },
         },
         "platforms": plan.export.platforms,
         "implementation": choice.implementation,
         "blocks": choice.schedule and dataclasses.asdict(choice.schedule.blocks),
+        "flops": choice.flops,
         "bytes": {"features_of_an_example": choice.features_bytes, "request_at_most": choice.bytes},
         "versions": {
             "ntk-exporter": exporter.__version__,

@@ -18,7 +18,6 @@ from exporter.graph.kernel_module import Compute
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
-from exporter.ntk.precision import in_float64
 from exporter.plan.schedule import Schedule
 
 
@@ -215,8 +214,6 @@ class _Program:
 
         And if they are known those of its results, so that it need not be traced for them.
         """
-        if precision == "float64":
-            fn, results = in_float64(fn, *specs), None
         with jax.experimental.enable_x64(precision == "float64"):
             self._results = jax.eval_shape(fn, *specs) if results is None else results
         self._run = lower(fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes)

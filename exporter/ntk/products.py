@@ -63,14 +63,21 @@ def _convolution(eqn: JaxprEqn, a: Array, w: Array) -> Array:
     taps = np.stack(np.unravel_index(np.arange(math.prod(w.shape[:-2])), w.shape[:-2]), -1)
     starts = np.c_[np.zeros(len(taps), int), taps * p["rhs_dilation"], np.zeros(len(taps), int)]
 
+    w = w.reshape(-1, *w.shape[-2:])
+
+    def under(start: Any) -> Array:
+        x = lax.dynamic_slice(a, start, (a.shape[0], *reach, a.shape[-1]))
+        return lax.slice(x, [0] * a.ndim, x.shape, (1, *p["window_strides"], 1))
+
     @jax.checkpoint  # or derivatives of the loop would keep the data under each tap
     def add(total: Array, tap: tuple[Array, Array]) -> tuple[Array, None]:
         start, matrices = tap
-        x = lax.dynamic_slice(a, start, (a.shape[0], *reach, a.shape[-1]))
-        x = lax.slice(x, [0] * a.ndim, x.shape, (1, *p["window_strides"], 1))
-        return total + _product(x, matrices, groups), None
+        return total + _product(under(start), matrices, groups), None
 
-    total, _ = lax.scan(add, jnp.zeros(sizes, a.dtype), (starts, w.reshape(-1, *w.shape[-2:])))
+    if len(taps) == 1:  # most convolutions of deep models; a loop would take XLA longer to compile
+        total = _product(under(starts[0]), w[0], groups)
+    else:
+        total, _ = lax.scan(add, jnp.zeros(sizes, a.dtype), (starts, w))
     return jnp.transpose(total, [axes.index(axis) for axis in range(a.ndim)])
 
 

@@ -54,6 +54,15 @@ class Choice:
         return 0 if self.schedule is None else self.schedule.blocks.resident_examples
 
     @property
+    def flops(self) -> dict[str, float] | None:
+        """Floating point operations by the engine's count: of each example's features, and of each pair."""
+        parts = self.schedule and self.schedule.parts
+        if not isinstance(parts, LayerwiseParts):
+            return None
+        costs = parts.costs()
+        return {"example": sum(c.example_flops for c in costs), "pair": sum(c.pair_flops for c in costs)}
+
+    @property
     def summary(self) -> str:
         """For people, in a line."""
         if self.schedule is None:
@@ -94,10 +103,10 @@ def _divided(plan: Plan) -> Choice | None:
     if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
     variables = parts.variable_specs
-    one = bytes_of_program(parts.features, *variables, plan.examples(1))
+    one = bytes_of_program(parts.features_here, *variables, plan.examples(1))
     more_each = one
     if one + 5 * per_example <= budget / 2:  # or else two examples make no block, whatever they take
-        more_each = max(0, bytes_of_program(parts.features, *variables, plan.examples(4)) - one) // 3
+        more_each = max(0, bytes_of_program(parts.features_here, *variables, plan.examples(4)) - one) // 3
     pairs = bytes_of_program(parts.contract, *variables, parts.specs(4), parts.specs(4))
 
     def work(block: int) -> int:

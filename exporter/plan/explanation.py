@@ -17,14 +17,15 @@ _TEXTS = 4  # the first columns
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A plan, and how it would be carried out; `str` of it is for people."""
+    """A plan, how it would be carried out, and what of it verified; `str` of it is for people."""
 
     plan: Plan
     choice: Choice
+    verification: str
 
     def __str__(self) -> str:
         """The rows of the plan and of the schedule, and a table of the sites."""
-        rows = [*self.plan.rows(), *self._schedule()]
+        rows = [*self.plan.rows(), *self._schedule(), ("verification", self.verification)]
         lines = [f"{title:<15} {text}" for title, text in rows]
         parts = self.choice.schedule and self.choice.schedule.parts
         if isinstance(parts, LayerwiseParts):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
 from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
 from exporter.errors import ExportError
-from exporter.functionalize import FunctionalModel, functionalize
+from exporter.functionalize import FunctionalModel, TensorSpec, functionalize
 from exporter.load.examples import read_examples
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.layerwise.lowering import as_on_cpu
+from exporter.ntk.precision import in_float64
 from exporter.ntk.sampled_traces import sampled_outputs
 from exporter.plan.limits import check_pair
 from exporter.plan.schedule import LARGEST_BLOCK
@@ -100,32 +103,24 @@ class Plan:
             return 0.0
         model = self.model
         forward = jax.jit(model.apply_fn).lower(model.trainable, model.frozen, self.examples(1)).cost_analysis() or {}
-        return forward.get("flops", 0.0) + sum(cost.example_flops for cost in self.parts_of_large_blocks.costs())
+        engine = sum(cost.example_flops for cost in self.parts_of_large_blocks.costs())
+        return forward.get("flops", 0.0) + engine / self.narrowed
+
+    @property
+    def narrowed(self) -> float:
+        """The part of the outputs that the engine differentiates, if the model has a wide last layer; else 1."""
+        if self.coupled:
+            return 1.0
+        outputs = math.prod(size or 1 for size in self.differentiated.output.shape)
+        return self.parts_of_large_blocks.outputs / outputs
 
     def examples(self, n: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of the model's inputs for n examples, (n, ...)."""
         return tuple(jax.ShapeDtypeStruct((n, *spec.shape[1:]), spec.dtype) for spec in self.model.inputs)
 
-    @property
-    def served(self) -> FunctionalModel:
-        """The model with its inputs and variables in the dtypes that the SavedModel has."""
-        if self.ntk.precision != "float64":
-            return self.model
-
-        def widened(dtype: Any) -> str:
-            return "float64" if np.issubdtype(np.dtype(dtype), np.floating) else np.dtype(dtype).name
-
-        model = self.model
-        return dataclasses.replace(
-            model,
-            trainable={path: v.astype(widened(v.dtype)) for path, v in model.trainable.items()},
-            frozen={path: v.astype(widened(v.dtype)) for path, v in model.frozen.items()},
-            inputs=tuple(dataclasses.replace(spec, dtype=widened(spec.dtype)) for spec in model.inputs),
-            signature_inputs=tuple(
-                dataclasses.replace(spec, dtype=spec.dtype if spec.dtype == "string" else widened(spec.dtype))
-                for spec in model.signature_inputs
-            ),
-        )
+    def tracing(self) -> AbstractContextManager[Any]:
+        """Where the kernel is traced: float64 is enabled there if it is computed in that."""
+        return jax.experimental.enable_x64(self.ntk.precision == "float64")
 
     def rows(self) -> list[tuple[str, str]]:
         """What is exported, for people: titles and texts."""
@@ -182,7 +177,7 @@ class Plan:
     @property
     def kernel_dtype(self) -> str:
         """The dtype of the kernel."""
-        return "float64" if self.ntk.precision == "float64" else self.model.output.dtype
+        return self.model.output.dtype
 
 
 def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
@@ -209,17 +204,43 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
         if axis not in trace_axes:
             kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
     coupled = ntk.vmap_axes is None
-    plan = Plan(functional, ntk, export, coupled, tuple(kept))
+    computed = _in_float64(functional) if ntk.precision == "float64" else functional
+    plan = Plan(computed, ntk, export, coupled, tuple(kept))
     if ntk.trace_samples is not None and ntk.trace_samples >= plan.traced_outputs:
         raise ExportError(
             f"ntk.trace_samples: expected fewer samples than the {plan.traced_outputs} traced outputs, whose exact "
             f"trace costs no more, received {ntk.trace_samples}; set ntk.trace_samples: null."
         )
     kept_axes = [axis for axis in range(1, rank) if axis not in (*trace_axes, *diagonal_axes)]
-    parts = None if coupled or ntk.implementation not in ("auto", "layerwise") else plan.parts_of_large_blocks
+    with plan.tracing():
+        parts = None if coupled or ntk.implementation not in ("auto", "layerwise") else plan.parts_of_large_blocks
     check_pair(functional.output, plan.kernel_shape, plan.kernel_dtype, kept_axes, parts, export.memory_budget)
     _check_on_examples(functional, None if coupled else ntk.vmap_axes, export.verify.rtol)
     return plan
+
+
+def _in_float64(model: FunctionalModel) -> FunctionalModel:
+    """The model with its inputs and variables in float64, and computed in that.
+
+    It is made so before the kernel is derived of it: constants of derivatives, such as 2/√π of erf's, are of its dtype.
+    """
+
+    def widened(dtype: str) -> str:
+        return "float64" if dtype != "string" and np.issubdtype(np.dtype(dtype), np.floating) else dtype
+
+    def spec(spec: TensorSpec) -> TensorSpec:
+        return dataclasses.replace(spec, dtype=widened(spec.dtype))
+
+    x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
+    return dataclasses.replace(
+        model,
+        apply_fn=in_float64(model.apply_fn, model.trainable, model.frozen, x),
+        trainable={path: v.astype(widened(v.dtype.name)) for path, v in model.trainable.items()},
+        frozen={path: v.astype(widened(v.dtype.name)) for path, v in model.frozen.items()},
+        inputs=tuple(map(spec, model.inputs)),
+        signature_inputs=tuple(map(spec, model.signature_inputs)),
+        output=spec(model.output),
+    )
 
 
 def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:

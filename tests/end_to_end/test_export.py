@@ -109,7 +109,7 @@ def test_ntk_diagonal(exported, name):
 def test_ntk_with_params(exported, name):
     one = exported(name)
     x1, x2 = one.inputs(4), one.inputs(3, seed=1)
-    params = {path: (value * 1.5 + 0.1).astype(value.dtype) for path, value in one.plan.served.trainable.items()}
+    params = {path: (value * 1.5 + 0.1).astype(value.dtype) for path, value in one.plan.model.trainable.items()}
     result = one.loaded.ntk_with_params(one.argument(x1), one.argument(x2), params)
     one.assert_close(result, one.reference(x1, x2, params=params))
     own = one.loaded.ntk_with_params(one.argument(x1), one.argument(x2), dict(one.loaded.params))
@@ -119,7 +119,7 @@ def test_ntk_with_params(exported, name):
 @pytest.mark.parametrize("name", ["cnn", "two_inputs"])
 def test_signatures_and_methods_agree(exported, name):
     one = exported(name)
-    inputs = one.plan.served.inputs
+    inputs = one.plan.model.inputs
     for signature in set(one.plan.export.signatures) - {"ntk_with_params"}:
         fn = one.loaded.signatures[signature]
         sides = ["x1", "x2"] if signature == "ntk" else ["x"]
@@ -139,7 +139,7 @@ def test_signatures_in_a_session(exported, name):
     calls = []
     for signature in set(one.plan.export.signatures) - {"ntk_with_params"}:
         sides = signatures.SIGNATURES[signature].sides
-        names = [key for side in sides for key in signatures.input_names(side, one.plan.served.inputs)]
+        names = [key for side in sides for key in signatures.input_names(side, one.plan.model.inputs)]
         for n in (1, block + 1, 2 * block + 1):
             inputs = dict(zip(names, [*one.inputs(n), *one.inputs(n - 1, seed=1)], strict=False))
             calls.append((signature, inputs))

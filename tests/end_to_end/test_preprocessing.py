@@ -148,8 +148,8 @@ class TestPictures:
 def test_float64():
     """What passes the front by is of 64 bits then, what it computes with is what the model takes."""
     plan = make_plan(string_and_number(), NtkConfig(precision="float64"), ExportConfig())
-    assert [spec.dtype for spec in plan.served.signature_inputs] == ["string", "float64"]
-    weight, color = plan.served.front([tf.constant([["red"]]), tf.constant([[0.1]], tf.float64)])
+    assert [spec.dtype for spec in plan.model.signature_inputs] == ["string", "float64"]
+    weight, color = plan.model.front([tf.constant([["red"]]), tf.constant([[0.1]], tf.float64)])
     assert weight.dtype == tf.float64
     assert color.dtype == tf.int64
 

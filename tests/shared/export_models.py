@@ -138,7 +138,7 @@ class Exported:
 
     def inputs(self, n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
         """n random examples."""
-        return models.random_inputs(self.plan.served.inputs, n, seed)
+        return models.random_inputs(self.plan.model.inputs, n, seed)
 
     def argument(self, x: tuple[np.ndarray, ...]) -> Any:
         """Examples as the methods take them."""

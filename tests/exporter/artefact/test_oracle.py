@@ -2,11 +2,21 @@
 
 import dataclasses
 
+import export_models
 import models
 import numpy as np
 import pytest
 
-from exporter.artefact.oracle import ROWS, oracle_of, prove
+from exporter.artefact.oracle import (
+    FEW_EXAMPLES,
+    FEW_OUTPUTS,
+    ROWS,
+    EngineOracle,
+    ExplicitOracle,
+    Means,
+    oracle_of,
+    prove,
+)
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import functionalize
@@ -23,15 +33,14 @@ def silent(note):
 
 def large(model, ntk, x, flops=5e10):
     """The oracle of a model that is said to be large."""
-    return oracle_of(model, ntk, x, coupled=False, flops=flops, seconds=10.0, parameter_sets=1, note=silent)
+    return oracle_of(model, ntk, x, coupled=False, means=Means(flops, 10.0, 1), note=silent)
 
 
 @pytest.mark.parametrize("model_id", ["conv2d", "attention", "lstm", "depthwise_conv", "batch_norm"])
 def test_engine_in_float64(model_id):
     plan = make_plan(models.by_id(model_id).build(), NtkConfig(), ExportConfig())
     x = plan.model.examples(3)
-    oracle = large(plan.model, plan.ntk, x, flops=1.5e10)
-    assert oracle.examples == 3
+    oracle = EngineOracle(plan.model, plan.ntk, x, silent)
     assert oracle.proof.error < 1e-10
     expected = reference_ntk(plan.model.apply_fn, plan.model.trainable, plan.model.frozen, x, **plan.axes)
     np.testing.assert_allclose(oracle.kernel(plan.model.trainable, x), expected, rtol=1e-9, atol=1e-12)
@@ -40,9 +49,20 @@ def test_engine_in_float64(model_id):
 
 
 def test_fewer_examples_of_larger_models():
-    model = functionalize(models.by_id("mlp").build())
+    model = functionalize(models.by_id("spatial_output").build())
+    assert np.prod(model.output.shape[1:]) > FEW_OUTPUTS
     x = model.examples(8)
-    assert [large(model, NtkConfig(), x, flops).examples for flops in (0, 1e9, 1e10, 5e10, TOO_MUCH)] == [8, 8, 5, 2, 1]
+    oracles = [large(model, NtkConfig(), x, flops) for flops in (0, 1e9, 2e9, 6e9, 1e10, TOO_MUCH)]
+    assert [oracle.examples for oracle in oracles] == [8, 5, 2, 3, 2, 1]
+    assert [isinstance(oracle, ExplicitOracle) for oracle in oracles] == [True] * 3 + [False] * 3
+
+
+def test_few_outputs_are_differentiated_one_by_one():
+    model = functionalize(models.by_id("mlp").build())
+    oracle = large(model, NtkConfig(), model.examples(8), TOO_MUCH)
+    assert isinstance(oracle, ExplicitOracle)
+    assert oracle.examples == FEW_EXAMPLES
+    assert oracle.proof is None
 
 
 def test_outputs_by_themselves_and_combinations():
@@ -106,12 +126,9 @@ def wrong_gram(monkeypatch):
     ],
 )
 def test_wrong_engine_is_caught(mutate, model_id, monkeypatch):
-    """With a budget of 10 s, by which it is told what can be afforded, whatever is wrong."""
-    import export_models
-
     model = functionalize(export_models.many_outputs() if model_id == "many" else models.by_id(model_id).build())
-    x = model.examples(8)
-    assert large(model, NtkConfig(), x).proof.error < 1e-10
+    x = model.examples(2)
+    assert prove(model, x, silent).error < 1e-10
     mutate(monkeypatch)
     with pytest.raises(ExportError, match="expected the layerwise kernel in float64 within 1e-06 of explicit"):
-        large(model, NtkConfig(), x)
+        prove(model, x, silent)

@@ -1,4 +1,6 @@
+import contextlib
 import re
+import sys
 
 import export_models
 import numpy as np
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import exporter.artefact.oracle
 import exporter.artefact.verification
+from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.verification import verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
@@ -35,17 +38,33 @@ def plan():
 
 
 def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requests=None, **kwargs):
-    return verify(
-        path,
-        plan.model,
-        plan.ntk,
-        VerifyConfig(examples=examples, rtol=rtol),
-        signatures=signatures,
-        served=plan.served,
-        coupled=plan.coupled,
-        requests=requests or {},
-        **kwargs,
-    )
+    with ReloadingProcess() as process:
+        return verify(
+            process,
+            path,
+            plan.model,
+            plan.ntk,
+            VerifyConfig(examples=examples, rtol=rtol),
+            signatures=signatures,
+            coupled=plan.coupled,
+            requests=requests or {},
+            **kwargs,
+        )
+
+
+class Answering:
+    """In place of the process: it gives these results."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def start(self, *args):
+        return lambda: (self.results, {"load": 1.0})
+
+
+def answer(monkeypatch, results):
+    process = contextlib.nullcontext(Answering(results))
+    monkeypatch.setattr(sys.modules[__name__], "ReloadingProcess", lambda: process)
 
 
 @pytest.fixture
@@ -54,8 +73,7 @@ def answers(monkeypatch):
 
     def believe(**outputs):
         results = {f"{kind}/{name}": np.float32(value) for name, value in outputs.items() for kind in KINDS}
-        believed = results, {"load": 1.0}
-        monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: believed)
+        answer(monkeypatch, results)
 
     return believe
 
@@ -97,7 +115,7 @@ def test_wrong_only_for_many_examples(plan, answers, monkeypatch):
     kernel = right_kernel(plan)
     many = np.float32(kernel)[np.ix_(np.arange(20) % 8, np.arange(20) % 8)]
     results = {"signature/ntk_symmetric": np.float32(kernel), "signature/ntk_symmetric/20": many.copy()}
-    monkeypatch.setattr(exporter.artefact.verification, "run_saved_model", lambda *args: (results, {"load": 1.0}))
+    answer(monkeypatch, results)
     requests = {"ntk_symmetric": [20]}
     assert check(plan, "nowhere", requests=requests).worst < RTOL
     results["signature/ntk_symmetric/20"][19, 3] += 0.1

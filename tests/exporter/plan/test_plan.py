@@ -1,4 +1,5 @@
 import export_models
+import jax
 import jax.numpy as jnp
 import keras
 import models
@@ -9,6 +10,7 @@ import tensorflow as tf
 from exporter.config import ConfigError, ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize.tf_ops import registry
+from exporter.ntk.reference import reference_ntk
 from exporter.plan.planning import make_plan
 
 STRUCTURED = "structured_derivatives"
@@ -68,17 +70,29 @@ def test_patterns_divide_the_variables():
     assert sum("moving" in path for path in plan.model.frozen) == 2
 
 
-def test_served_is_in_float64_for_float64():
+def test_float64_is_of_inputs_variables_and_outputs():
     plan = plan_of("list_inputs", NtkConfig(precision="float64"))
-    assert [spec.dtype for spec in plan.served.inputs] == ["float64", "int32"]
-    assert {v.dtype for v in plan.served.trainable.values()} == {np.dtype(np.float64)}
-    assert {v.dtype for v in plan.model.trainable.values()} == {np.dtype(np.float32)}
+    assert [spec.dtype for spec in plan.model.inputs] == ["float64", "int32"]
+    assert {v.dtype for v in plan.model.trainable.values()} == {np.dtype(np.float64)}
     assert plan.kernel_dtype == "float64"
 
 
-def test_served_is_the_model_otherwise(mlp):
-    assert mlp.served is mlp.model
+def test_float32_is_the_model_as_it_is(mlp):
+    assert {v.dtype for v in mlp.model.trainable.values()} == {np.dtype(np.float32)}
     assert mlp.kernel_dtype == "float32"
+
+
+def test_constants_of_derivatives_are_of_float64():
+    """2/√π, of the derivative of erf, was rounded to float32."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "gelu"), keras.layers.Dense(3)])
+    plan = make_plan(model, NtkConfig(precision="float64"), ExportConfig())
+    x = plan.model.examples(3)
+    arguments = plan.model.trainable, plan.model.frozen, x
+    with plan.tracing():
+        kernel = np.asarray(jax.jit(plan.kernel("layerwise"))(*arguments, x))
+        expected = reference_ntk(plan.model.apply_fn, *arguments)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Models of real size, from their file to their answers: `python -m benchmarks.real`."""
