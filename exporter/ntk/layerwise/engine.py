@@ -70,6 +70,11 @@ class LayerwiseParts:
         self._arguments = (trainable, frozen, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x))
 
     @property
+    def lowered(self) -> tuple[ExampleFeatures, ExampleFeatures]:
+        """The traced model, as CPUs compute it and as others do."""
+        return self._on_cpu, self._default
+
+    @property
     def bytes_at_work(self) -> int:
         """Of the derivatives and features of one example's outputs of a pass, counted from shapes."""
         axes = self._default.axes
