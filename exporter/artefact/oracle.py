@@ -10,6 +10,7 @@ derivative of some output, and so of every combination.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,10 +23,13 @@ import numpy as np
 from exporter.config import NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.layerwise.projected import projected_features_fn
 from exporter.ntk.precision import in_float64
 from exporter.ntk.products import with_convolutions_as_products
 from exporter.ntk.reference import Vjps, jitted_vjps, reference_ntk
+from exporter.ntk.reference_features import reference_features
 from exporter.progress import Note
 
 Batch = tuple[np.ndarray, ...]
@@ -75,6 +79,9 @@ class Oracle(Protocol):
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         """float64 (n1, n2, ...) of `examples` examples x1 with x2, which are the first of x1, or with themselves."""
+
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch) -> np.ndarray:
+        """float64 features (n, ..., D) of the examples."""
 
 
 def oracle_of(
@@ -142,17 +149,35 @@ class _Explicit:
 
         return of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
 
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch) -> np.ndarray:
+        moved = any(value.dtype == np.float64 for value in trainable.values())
+        axes = self._ntk.trace_axes
+        return reference_features(
+            self._apply_fns[moved], trainable, self._frozen, x, sketch, trace_axes=axes, vjps=self._vjps
+        )
+
 
 class _Engine:
     def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note) -> None:
         self.examples, self._frozen = len(x[0]), model.frozen
         self.proof: Proof | None = prove(model, tuple(a[: min(2, len(a))] for a in x), note)
         note(f"the kernel of {self.examples} examples in float64")
+        self._model, self._ntk, self._x = model, ntk, x
         self._kernel = _engine(model.apply_fn, ntk.trace_axes, ntk.diagonal_axes, model.trainable, model.frozen, x)
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         kernel = self._kernel(trainable, self._frozen, x1)
         return kernel if x2 is None else kernel[:, : len(x2[0])]
+
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch) -> np.ndarray:
+        return self._features(sketch)(trainable, self._frozen, x)
+
+    @functools.cache  # noqa: B019  # of one oracle, that an export has for its time
+    def _features(self, sketch: Sketch) -> Callable[..., np.ndarray]:
+        model = self._model
+        wide = in_float64(model.apply_fn, model.trainable, model.frozen, self._x)
+        axes = self._ntk.trace_axes
+        return _in_wide(projected_features_fn(wide, sketch, trace_axes=axes, memory=_BYTES_OF_PROOF // 2))
 
 
 def prove(model: FunctionalModel, x: Batch, note: Note) -> Proof:
@@ -206,7 +231,7 @@ def _engine(
 
     The function is made one of float64 first: constants of derivatives, such as 2/√π of erf's, are of its dtype.
     """
-    kernel = jax.jit(
+    return _in_wide(
         layerwise_kernel_fn(
             in_float64(apply_fn, *arguments),
             trace_axes=trace_axes,
@@ -215,12 +240,17 @@ def _engine(
         )
     )
 
+
+def _in_wide(fn: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """A function of float64 compiled, with its arguments made float64."""
+    compiled = jax.jit(fn)
+
     def wide(value: Any) -> np.ndarray:
         return np.asarray(value, np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def run(*arguments: Any) -> np.ndarray:
         with jax.experimental.enable_x64():
-            return np.asarray(kernel(*jax.tree.map(wide, arguments)))
+            return np.asarray(compiled(*jax.tree.map(wide, arguments)))
 
     return run
 

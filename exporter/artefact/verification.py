@@ -18,6 +18,7 @@ from exporter.artefact.reloading import run_saved_model
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
+from exporter.ntk.count_sketch import Sketch
 from exporter.progress import Note
 from serving.shared import reference
 
@@ -95,6 +96,7 @@ def verify(
     reaching: Mapping[str, Sequence[int]] | None = None,
     flops: float = 0,
     forward: FunctionalModel | None = None,
+    sketch: Sketch | None = None,
     note: Note = lambda text: None,
 ) -> Verification:
     """Compares all that a SavedModel computes with float64.
@@ -111,6 +113,7 @@ def verify(
       reaching: those that reach every program; of a large model only these are made.
       flops: operations for the derivatives of all outputs of an example, by which it is told what can be afforded.
       forward: the model whose output `forward` gives, if it is not `model`.
+      sketch: the projection that `ntk_features` gives.
       note: told how far it is.
 
     Returns:
@@ -124,7 +127,7 @@ def verify(
     half = model.half if ntk.precision == "model" else None
     rtol = config.rtol if half is None else max(config.rtol, HALF_ROUNDINGS * _rounding(half))
     own = model.examples(config.examples)
-    parameter_sets = 1 + ("ntk_with_params" in signatures)
+    parameter_sets = 1 + ("ntk_with_params" in signatures) + (sketch is not None)
     oracle = oracle_of(
         model,
         ntk,
@@ -140,7 +143,7 @@ def verify(
     x = model.behind_front(own)
     sides = _sides(x)
     params = _perturbed(model.trainable)
-    expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
+    expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled, sketch)
     if "forward" in signatures:
         expected["forward"] = forward_in_float64(forward or model, x)
     note("the SavedModel, in a process of its own")
@@ -156,7 +159,7 @@ def verify(
         error = _error(value, right)
         if rtol < error < math.inf and name != "forward":
             rounding = _rounding(half or np.float32)
-            jumps = jumps or _jumps(model, oracle, sides, params, coupled, expected, rounding)
+            jumps = jumps or _jumps(model, oracle, sides, params, coupled, expected, rounding, sketch)
             jump = _repeated(name, jumps[name], *repeats[0]) if repeats else jumps[name]
             value, difference = _without_kinks(value, right, jump, rtol)
             error = _error(value, right)
@@ -218,8 +221,9 @@ def _kernels(
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
     coupled: bool,
+    sketch: Sketch | None = None,
 ) -> dict[str, np.ndarray]:
-    """float64 kernels for each signature that is of one."""
+    """float64 kernels for each signature that is of one, and features."""
     x, few = sides["x"], len(sides["x2"][0])
     expected: dict[str, np.ndarray] = {}
     if not {"ntk", "ntk_symmetric", "ntk_diagonal"}.isdisjoint(signatures):
@@ -229,6 +233,8 @@ def _kernels(
         expected["ntk"] = oracle.kernel(trainable, x, sides["x2"]) if coupled else symmetric[:, :few]
     if "ntk_with_params" in signatures:
         expected["ntk_with_params"] = oracle.kernel(params, x, sides["x2"])
+    if sketch is not None:
+        expected["ntk_features"] = oracle.features(trainable, x, sketch)
     return expected
 
 
@@ -240,6 +246,7 @@ def _jumps(
     coupled: bool,
     expected: Mapping[str, np.ndarray],
     rounding: float,
+    sketch: Sketch | None,
 ) -> dict[str, np.ndarray]:
     """By how much each entry of the signatures' float64 kernels jumps within a few roundings of parameters and inputs.
 
@@ -258,7 +265,7 @@ def _jumps(
         trainable, others, x = jax.tree.map(moved, arrays, signs)
         there = {"x": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
         with jax.experimental.enable_x64():
-            return _kernels(oracle, trainable, there, others, list(kernels), coupled)
+            return _kernels(oracle, trainable, there, others, list(kernels), coupled, sketch)
 
     largest = {name: np.zeros_like(kernel) for name, kernel in kernels.items()}
     for roundings in _ROUNDINGS:
@@ -298,7 +305,7 @@ def _affordable(
 def _repeated(name: str, expected: np.ndarray, n: int, columns: int) -> np.ndarray:
     """What a signature should give for n examples, those of `expected` again and again, and the first of them as x2."""
     expected = expected[np.arange(n) % len(expected)]
-    if name in ("ntk_diagonal", "forward"):
+    if name in ("ntk_diagonal", "ntk_features", "forward"):
         return expected
     columns = n if name == "ntk_symmetric" else columns
     return expected[:, np.arange(columns) % expected.shape[1]]

@@ -18,6 +18,7 @@ from exporter.graph.kernel_module import Compute
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
+from exporter.ntk.layerwise.projected import ProjectedFeatures
 from exporter.ntk.precision import in_float64
 from exporter.plan.schedule import Schedule
 
@@ -30,6 +31,7 @@ def functions_by_blocks(
     swap: Sequence[int],
     platforms: Sequence[str],
     precision: str,
+    projected: ProjectedFeatures | None = None,
 ) -> dict[str, Compute]:
     """How each signature is computed.
 
@@ -40,6 +42,7 @@ def functions_by_blocks(
       swap: the permutation of the kernel's axes that exchanges x1 and x2.
       platforms: the platforms to lower for.
       precision: of matrix products, or float64 for everything.
+      projected: what `ntk_features` returns.
     """
     program = functools.partial(_Program, platforms=platforms, precision=precision)
     packing = Packing((model.trainable, model.frozen), batch_axes=0)
@@ -64,6 +67,13 @@ def functions_by_blocks(
     diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1))
     forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
 
+    def projected_of_inputs() -> serve_graph.Rowwise:
+        assert projected is not None
+        project = program(lambda variables, x: projected(*packing.unpack(variables), x), packing.specs, x)
+        return serve_graph.Rowwise(
+            schedule.projected, lambda variables, x: project(variables, tuple(x)), project.results(1)
+        )
+
     def of(fn: Callable[..., tf.Tensor]) -> Compute:
         return lambda params, frozen, *sides: fn(packing.pack((params, frozen), tf), *sides)
 
@@ -75,6 +85,8 @@ def functions_by_blocks(
         "ntk_diagonal": of(diagonals),
         "forward": of(forwards),
     }
+    if "ntk_features" in names:
+        functions["ntk_features"] = of(projected_of_inputs())
     return {name: functions[name] for name in names}
 
 

@@ -66,8 +66,8 @@ def reference_ntk(
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
     """
     vjps = vjps or jitted_vjps(apply_fn, trainable, frozen, x1)
-    left = _Jacobian(apply_fn, vjps, trainable, frozen, x1, coupled)
-    right = left if x2 is None else _Jacobian(apply_fn, vjps, trainable, frozen, x2, coupled)
+    left = ExplicitJacobian(apply_fn, vjps, trainable, frozen, x1, coupled)
+    right = left if x2 is None else ExplicitJacobian(apply_fn, vjps, trainable, frozen, x2, coupled)
     shape = left.output_shape
     reduced = [1 if a + 1 in {t % (len(shape) + 1) for t in trace_axes} else n for a, n in enumerate(shape)]
     kernel = np.zeros((left.count, math.prod(reduced), right.count, math.prod(reduced)))
@@ -123,7 +123,7 @@ def contract_axes(kernel: np.ndarray, *, trace_axes: Sequence[int], diagonal_axe
     return np.einsum(kernel, left + right, out) / size
 
 
-class _Jacobian:
+class ExplicitJacobian:
     """∂f/∂trainable, of the examples and outputs that are asked for.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel, functionalize
 from exporter.load.examples import read_examples
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.layerwise.lowering import as_on_cpu
@@ -99,6 +101,19 @@ class Plan:
         """The same for blocks of `LARGEST_BLOCK` examples, traced once."""
         return self.layerwise_parts(LARGEST_BLOCK)
 
+    @property
+    def sketch(self) -> Sketch | None:
+        """The projection that `ntk_features` returns; None without that signature."""
+        if "ntk_features" not in self.export.signatures:
+            return None
+        return Sketch(self.export.features.dimensions, self.export.features.seed)
+
+    @property
+    def features_shape(self) -> tuple[int | None, ...]:
+        """The shape of what `ntk_features` returns, with None for the number of examples."""
+        kept = (n for axis, n in enumerate(self.model.output.shape) if axis not in self.ntk.trace_axes)
+        return (*kept, self.export.features.dimensions)
+
     @functools.cached_property
     def flops_of_example(self) -> float:
         """Floating point operations for an example's forward pass and the derivatives of all its outputs, by count."""
@@ -151,6 +166,7 @@ class Plan:
         rows += [
             ("kernel", _spec("ntk", self.kernel_shape, self.kernel_dtype)),
             ("trace", self.trace),
+            *([] if self.sketch is None else [("features", self.projection)]),
             ("examples", "coupled: a batch is never split" if self.coupled else "independent of each other"),
             ("implementation", self.ntk.implementation),
             ("precision", self.precision),
@@ -176,6 +192,28 @@ class Plan:
         if samples is None:
             return f"exact, of {count} outputs" if self.ntk.trace_axes else "none"
         return f"estimated with {samples} random combinations of {count} outputs, seed {self.ntk.trace_seed}"
+
+    @property
+    def projection(self) -> str:
+        """What `ntk_features` returns, for people."""
+        dimensions, seed = self.export.features.dimensions, self.export.features.seed
+        of = f"a random projection of each example's Jacobian, seed {seed}"
+        return f"{_spec('features', self.features_shape, self.kernel_dtype)}, {of}{self.projection_warning(dimensions)}"
+
+    def projection_warning(self, dimensions: int) -> str:
+        """What is to be said of so many dimensions; empty if nothing is."""
+        exact = self.differentiated_outputs * sum(v.size for v in self.model.trainable.values())
+        if dimensions <= exact:
+            return ""
+        return (
+            f"; WARNING: {dimensions:,} numbers, where the exact Jacobian has {exact:,}: set export.features.dimensions "
+            "to fewer, or take the exact kernel"
+        )
+
+    @property
+    def differentiated_outputs(self) -> int:
+        """How many outputs, or random combinations of outputs, the kernel is averaged over."""
+        return self.ntk.trace_samples or self.traced_outputs
 
     @property
     def precision(self) -> str:
@@ -215,6 +253,8 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
         if axis not in trace_axes:
             kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
     coupled = ntk.vmap_axes is None
+    if coupled:
+        export = dataclasses.replace(export, signatures=_of_whole_batches(export.signatures))
     plan = Plan(functional, ntk, export, coupled, tuple(kept))
     if ntk.trace_samples is not None and ntk.trace_samples >= plan.traced_outputs:
         raise ExportError(
@@ -226,6 +266,18 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
     check_pair(functional.output, plan.kernel_shape, plan.kernel_dtype, kept_axes, parts, export.memory_budget)
     _check_on_examples(functional, None if coupled else ntk.vmap_axes, export.verify.rtol)
     return plan
+
+
+def _of_whole_batches(signatures: Sequence[str]) -> tuple[str, ...]:
+    """The signatures of a model whose examples influence each other, which have no Jacobian of their own."""
+    if set(signatures) == set(SIGNATURES):
+        return tuple(name for name in signatures if name != "ntk_features")
+    if "ntk_features" in signatures:
+        raise ExportError(
+            "export.signatures: expected no ntk_features where examples influence each other (ntk.vmap_axes: null), "
+            "because an example then has no Jacobian of its own, received it; take it off the list."
+        )
+    return tuple(signatures)
 
 
 def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:
