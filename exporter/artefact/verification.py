@@ -13,6 +13,7 @@ import jax
 import jax.experimental
 import numpy as np
 
+from exporter.artefact.features_error import FeaturesError, features_error
 from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
 from exporter.artefact.reloading import run_saved_model
 from exporter.config import NtkConfig, VerifyConfig
@@ -52,6 +53,7 @@ class Verification:
       left_out: requests, "signature/examples", that would have taken too long.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
         were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
+      features: how far products of `ntk_features` are from the exact kernel; None without that signature.
       inputs: these examples of each input, as `serving.shared.reference` keeps them; None if it can make them again.
     """
 
@@ -66,6 +68,7 @@ class Verification:
     seconds: Mapping[str, float]
     left_out: Sequence[str]
     reference: Mapping[str, Any]
+    features: FeaturesError | None
     inputs: Sequence[Any] | None
 
     @property
@@ -80,6 +83,8 @@ class Verification:
         text = f"within {self.worst:.1e}{f' ({kinks:.1e} at kinks)' if kinks else ''} of float64"
         if self.proof is not None:
             text += f", proved on {self.proof.outputs} outputs and {self.proof.combinations} combinations of all"
+        if self.features is not None:
+            text += f"; {self.features.summary}"
         return text + (f"; {len(self.left_out)} large requests left out" if self.left_out else "")
 
 
@@ -199,6 +204,9 @@ def verify(
         seconds=seconds,
         left_out=left_out,
         reference=recorded,
+        features=None
+        if sketch is None
+        else features_error(sketch, ntk, outputs["signature/ntk_features"], expected.get("ntk_symmetric")),
         inputs=inputs,
     )
 

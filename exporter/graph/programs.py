@@ -69,7 +69,12 @@ def functions_by_blocks(
 
     def projected_of_inputs() -> serve_graph.Rowwise:
         assert projected is not None
-        project = program(lambda variables, x: projected(*packing.unpack(variables), x), packing.specs, x)
+
+        def features(variables: Any, x: Any) -> Any:
+            trainable, frozen = packing.unpack(variables)
+            return projected(trainable, frozen, x)
+
+        project = program(features, packing.specs, x)
         return serve_graph.Rowwise(
             schedule.projected, lambda variables, x: project(variables, tuple(x)), project.results(1)
         )

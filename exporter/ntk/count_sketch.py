@@ -1,8 +1,8 @@
 """The random projection that features are made by: which sign and which of the D numbers each entry of a Jacobian has.
 
 A count sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206): every entry is added, with
-a random sign, to one of D numbers, so that products of features are those of the Jacobians on average. `docs/features.md`
-defines signs and places exactly, on a variable's path and shape, by Threefry-2x32 (Salmon et al. 2011,
+a random sign, to one of D numbers, so that products of features are those of the Jacobians on average.
+`docs/features.md` defines signs and places exactly, on a variable's path and shape, by Threefry-2x32 (Salmon et al. 2011,
 https://doi.org/10.1145/2063384.2063405) as a function of counters: nothing of the projection is stored.
 
 An entry's place is that in its row of D entries, shifted cyclically by an amount of the row and one of the output. So

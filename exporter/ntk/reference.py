@@ -134,6 +134,7 @@ class ExplicitJacobian:
     def __init__(
         self, apply_fn: ApplyFn, vjps: Vjps, trainable: Any, frozen: Any, x: tuple[Any, ...], coupled: bool
     ) -> None:
+        """Takes what `reference_ntk` takes."""
         self._x, self.count, self._coupled = tuple(map(np.asarray, x)), len(x[0]), coupled
         self._variables, self._vjps = (trainable, frozen), vjps
         batch = (trainable, frozen, self._batch(0))

@@ -75,9 +75,7 @@ def warmup_examples(signatures: Sequence[str], schedule: Schedule | None) -> dic
     of_pairs = [*blocks.sizes, *tile, *([0] if schedule.larger else [])]
     pairs = [name for name in PAIRS if name in signatures]
     once = {name: [1] for name in pairs[1:]}
-    return {
-        name: once.get(name) or (of_pairs if name in pairs else list(schedule.sizes(name))) for name in signatures
-    }
+    return {name: once.get(name) or (of_pairs if name in pairs else list(schedule.sizes(name))) for name in signatures}
 
 
 def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:

@@ -23,9 +23,7 @@ class Prefixes:
         self._jaxpr, self._consts = closed.jaxpr, closed.consts
         self._makers = {v: k for k, eqn in enumerate(closed.jaxpr.eqns) for v in eqn.outvars}
 
-    def pulled_back(
-        self, variables: Sequence[Array], site: int, leaves: Sequence[int], jacobian: Array
-    ) -> list[Array]:
+    def pulled_back(self, variables: Sequence[Array], site: int, leaves: Sequence[int], jacobian: Array) -> list[Array]:
         """Jacobians (n, R, *shape) of variables from that of the parameter at a site, which is made of these.
 
         Args:

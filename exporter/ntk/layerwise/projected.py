@@ -1,4 +1,4 @@
-"""`ntk_features` as JAX functions, for all platforms: of a kernel's parts, or of a model that is traced when it is called."""
+"""`ntk_features` as JAX functions for all platforms: of a model already traced, or of one traced when it is called."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ProjectedFeatures:
         """
         self._memory = memory
         self._on_cpu, self._default = (
-            Projection(features, sketch, trace_axes=[a - 1 for a in trace_axes], vectorized=vectorized)
-            for features, vectorized in zip(lowered, (False, True), strict=True)
+            Projection(features, sketch, trace_axes=[a - 1 for a in trace_axes], cache=how.cache)
+            for features, how in zip(lowered, (lowering.CPU, lowering.DEFAULT), strict=True)
         )
 
     @property

@@ -1,8 +1,8 @@
 """Features of a few thousand numbers: each example's Jacobian at every site, projected as soon as it is written out.
 
-The projection is `exporter.ntk.count_sketch`'s. A row of D entries of a variable's Jacobian is added, with its signs, to
-a buffer of 2 D numbers from the row's shift on, which has all cyclic shifts without moving anything twice; its halves
-are added up at the end. There is one buffer for each output, whose own shift is the last step.
+The projection is `exporter.ntk.count_sketch`'s. A row of D entries of a variable's Jacobian is added, with its signs,
+to a buffer of 2 D numbers from the row's shift on, which has all cyclic shifts without moving anything twice; its
+halves are added up at the end. There is one buffer for each output, whose own shift is the last step.
 
 Sites follow each other from the last to the first, as reverse mode gives their derivatives, so that no more of these
 and of the Jacobian need be in memory than those of the sites at hand.
@@ -30,6 +30,8 @@ Array = Any
 
 FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
 IN_CACHE = 1 << 19  # bytes of buffers, so that adding a row to each does not go through memory
+BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
+LARGEST_BLOCK = 32 << 20
 TOGETHER = 64 << 20  # bytes of the derivatives of sites whose Jacobians are made example by example
 
 
@@ -69,7 +71,7 @@ class Projection:
     """Features of examples: a random projection of their Jacobians, for one lowering."""
 
     def __init__(
-        self, features: ExampleFeatures, sketch: Sketch, *, trace_axes: Sequence[int], vectorized: bool
+        self, features: ExampleFeatures, sketch: Sketch, *, trace_axes: Sequence[int], cache: int | None
     ) -> None:
         """Takes a traced model.
 
@@ -77,9 +79,10 @@ class Projection:
           features: the model, its sites and their order.
           sketch: the projection.
           trace_axes: axes of the output, without the batch axis and not negative, over which features are summed.
-          vectorized: whether the rows of a variable are moved all at once, as GPUs do fastest, or one after the other.
+          cache: bytes of a CPU's, for which examples, and the rows of variables, are taken one after the other; None
+            for platforms where all at once is fastest.
         """
-        self._features, self._sketch, self._vectorized = features, sketch, vectorized
+        self._features, self._sketch, self._cache = features, sketch, cache
         jaxpr = features.trace.jaxpr
         specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
         self._shapes = [spec.shape for spec in specs[: len(features.variables)]]
@@ -107,6 +110,10 @@ class Projection:
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int) -> Array:
         """The features (n, ..., D) of examples, of as many outputs at a time as fit into so many bytes."""
+        part = self._examples_in_cache(x[0].shape[0])
+        return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory), part, *x)
+
+    def _compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int) -> Array:
         n = x[0].shape[0]
         chunks = self._chunks(max(1, memory // self.bytes_at_work(n, 1)))
         kept = math.prod(self._kept_shape)
@@ -189,6 +196,14 @@ class Projection:
             buffers = _by_parts(add, self._examples_at_once(n, r, segment), buffers, data, own)
         return buffers
 
+    def _examples_in_cache(self, examples: int) -> int:
+        """Of how many examples, a divisor of their number, the derivatives of all outputs fit a CPU's cache, or one."""
+        if self._cache is None:
+            return examples
+        derivative = max((math.prod(site.steps + site.perturbed) for site in self._features.sites), default=0)
+        of_example = self._dtype.itemsize * math.prod(self._output_shape) * derivative
+        return _divisor(examples, self._cache // max(1, of_example))
+
     def _segments(self, examples: int, outputs: int) -> Iterator[list[Component]]:
         """The components, from the last to the first, in groups whose derivatives are not large together."""
         segment: list[Component] = []
@@ -208,8 +223,7 @@ class Projection:
         """Of how many examples the Jacobians of some sites are made at a time: a divisor of their number."""
         largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
         of_example = self._dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
-        most = max(1, (TOGETHER if self._vectorized else IN_CACHE) // of_example)
-        return next(size for size in range(min(examples, most), 0, -1) if examples % size == 0)
+        return _divisor(examples, (TOGETHER if self._cache is None else IN_CACHE) // of_example)
 
     def _add(
         self,
@@ -232,6 +246,14 @@ class Projection:
 
             return self._add_embedded(buffers, component.leaves[0], *jax.vmap(factors)(data, own), tables)
 
+        if identity and self._cache is not None and _in_order(site) and self._block(component, buffers.shape):
+
+            def ordered(data: Any, own: Any) -> tuple[Array, Array]:
+                a, d = features.joined_factors(component, data, own | common)
+                return a[0], jnp.swapaxes(d[:, 0], 0, 1)
+
+            return self._add_factors(buffers, component, *jax.vmap(ordered)(data, own), tables)
+
         def jacobians(data: Any, own: Any) -> list[Array]:
             return _jacobians(features, component, data, own | common)
 
@@ -249,8 +271,49 @@ class Projection:
 
     def _add_variable(self, buffers: Array, variable: int, jacobian: Array, tables: tuple[_Tables, Array]) -> Array:
         """Buffers (n, R, 2 D) with the Jacobian (n, R, *shape) of a variable added."""
+        return self._add_entries(buffers, int(self._first[variable]), jacobian, tables)
+
+    def _block(self, component: Component, buffers: tuple[int, ...]) -> int:
+        """How many rows of a matrix's Jacobian, whole rows of D entries together, are made at a time; 0 for none."""
+        assert component.shape is not None
+        columns, d = component.shape.derivative, self._sketch.dimensions
+        unit = d // math.gcd(d, columns)
+        of_unit = self._dtype.itemsize * buffers[0] * buffers[1] * unit * columns
+        return 0 if of_unit > LARGEST_BLOCK else unit * max(1, BLOCK // of_unit)
+
+    def _add_factors(
+        self, buffers: Array, component: Component, a: Array, d: Array, tables: tuple[_Tables, Array]
+    ) -> Array:
+        """Buffers with the Jacobian of a matrix added, of factors a (n, T, I) and (n, T, R, J), a block at a time."""
+        n, t, i = a.shape
+        r, j = d.shape[2:]
+        first, size = int(self._first[component.leaves[0]]), self._block(component, buffers.shape)
+        d = d.reshape(n, t, r * j)
+
+        def jacobian(a: Array) -> Array:
+            g = jnp.einsum("nti,ntq->niq", a, d).reshape(n, -1, r, j)
+            return jnp.swapaxes(g, 1, 2)
+
+        def add(k: Array, buffers: Array) -> Array:
+            block = jacobian(lax.dynamic_slice_in_dim(a, k * size, size, 2))
+            return self._add_entries(buffers, first + k * (size * j // self._sketch.dimensions), block, tables)
+
+        blocks = (i - (component.bias is not None)) // size
+        if blocks > 1:
+            buffers = lax.fori_loop(0, blocks, add, buffers)
+        elif blocks:
+            buffers = add(0, buffers)
+        rest = jacobian(a[:, :, blocks * size :])
+        if component.bias is not None:
+            (bias,) = self._features.sites[component.bias].param.leaves
+            buffers = self._add_variable(buffers, bias, rest[:, :, -1], tables)
+            rest = rest[:, :, :-1]
+        return self._add_entries(buffers, first + blocks * size * j // self._sketch.dimensions, rest, tables)
+
+    def _add_entries(self, buffers: Array, first: Any, jacobian: Array, tables: tuple[_Tables, Array]) -> Array:
+        """Buffers with a Jacobian (n, R, ...) of entries from a row's begin on added; the row's number is among all."""
         n, r, _ = buffers.shape
-        d, first = self._sketch.dimensions, int(self._first[variable])
+        d = self._sketch.dimensions
         jacobian = jacobian.reshape(n, r, -1)
         full, rest = divmod(jacobian.shape[-1], d)
 
@@ -263,7 +326,7 @@ class Projection:
         def add_full(row: Array, buffers: Array) -> Array:
             return add(buffers, first + row, lax.dynamic_slice_in_dim(jacobian, row * d, d, 2))
 
-        if full > FEW_ROWS and self._vectorized:
+        if full > FEW_ROWS and self._cache is None:
             buffers = buffers.at[..., :d].add(self._rolled_sum(jacobian[..., : full * d], first, full, tables))
         elif full > FEW_ROWS:
             buffers = lax.fori_loop(0, full, add_full, buffers)
@@ -405,10 +468,28 @@ def _jacobians(features: ExampleFeatures, component: Component, saved: Any, deri
     return [site.rule.assemble(site, g[:, :, :-1]), g[:, :, -1]]
 
 
-def _by_parts(fn: Any, size: int, buffers: Array, *arrays: Any) -> Array:
-    """fn(buffers, *arrays), of (n, ...) each, for so many examples at a time."""
-    n = buffers.shape[0]
+def _in_order(site: Any) -> bool:
+    """Whether a site's factors are of a matrix (I, J) whose entries are its parameter's in C order."""
+    params, rank = site.eqn.params, len(site.shape)
+    if site.rule is rules.DENSE:
+        contracted, batch = (axes[site.operand] for axes in params["dimension_numbers"])
+        return not batch and site.operand == 1 and tuple(contracted) == tuple(range(len(contracted)))
+    if site.rule is rules.CONVOLUTION:
+        order = (rank - 1, rank - 2, *range(rank - 2))
+        return params["feature_group_count"] == 1 and params["dimension_numbers"].rhs_spec == order
+    return False
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`, or 1."""
+    return next(size for size in range(min(number, max(1, most)), 0, -1) if number % size == 0)
+
+
+def _by_parts(fn: Any, size: int, *arrays: Any) -> Array:
+    """fn(*arrays), of (n, ...) each, for so many examples at a time."""
+    n = jax.tree.leaves(arrays)[0].shape[0]
     if size == n:
-        return fn(buffers, *arrays)
-    parts = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), (buffers, *arrays))
-    return lax.map(lambda part: fn(*part), parts).reshape(buffers.shape)
+        return fn(*arrays)
+    parts = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), arrays)
+    results = lax.map(lambda part: fn(*part), parts)
+    return results.reshape(n, *results.shape[2:])

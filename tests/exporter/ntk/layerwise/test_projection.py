@@ -27,5 +27,5 @@ def test_projection_of_explicit_jacobians(name):
     sketch = Sketch(16, seed=3)
     received = jax.jit(projected_features_fn(apply_fn, sketch, trace_axes=(1,)))(params, frozen, x)
     expected = sketch.project(jacobians(apply_fn, params, frozen, x))
-    assert received.shape == expected.shape == (4, 16)
+    assert received.shape == expected.shape
     np.testing.assert_allclose(received, expected, atol=1e-5 * np.max(np.abs(expected)))
