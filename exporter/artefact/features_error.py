@@ -65,7 +65,7 @@ def _diagonal(ntk: NtkConfig, features: np.ndarray) -> list[bool]:
 
 
 def _on_pairs(features: np.ndarray, kernel: np.ndarray, diagonal: Sequence[bool]) -> tuple[Any, Any, Any]:
-    """Differences, kernel and √(K11 K22), each (diagonal outputs, rows, rows), a row for each example and kept output."""
+    """Differences, kernel and √(K11 K22): (diagonal outputs, rows, rows), a row for each example and kept output."""
     stacked = [1 + k for k, alone in enumerate(diagonal) if alone]
     kept = [1 + k for k, alone in enumerate(diagonal) if not alone]
     rows = np.transpose(features.astype(np.float64), [*stacked, 0, *kept, features.ndim - 1])

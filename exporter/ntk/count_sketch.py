@@ -2,8 +2,8 @@
 
 A count sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206): every entry is added, with
 a random sign, to one of D numbers, so that products of features are those of the Jacobians on average.
-`docs/features.md` defines signs and places exactly, on a variable's path and shape, by Threefry-2x32 (Salmon et al. 2011,
-https://doi.org/10.1145/2063384.2063405) as a function of counters: nothing of the projection is stored.
+`docs/features.md` defines signs and places exactly, on a variable's path and shape, by Threefry-2x32 (Salmon et al.
+2011, https://doi.org/10.1145/2063384.2063405) as a function of counters: nothing of the projection is stored.
 
 An entry's place is that in its row of D entries, shifted cyclically by an amount of the row and one of the output. So
 entries of a row never meet, nor does an entry of one output that of another, and all others do with probability 1/D.
@@ -16,27 +16,27 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 VERSION = 1  # of the definition
 BITS = 32  # signs in a word
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = np.uint32(0x1BD11BDA)
-_ROUNDS = 20
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = np.uint32(0x1BD11BDA)
+TURNS = 5  # of four rounds
 
 
-def threefry(key: Sequence[Any], counter: Sequence[Any]) -> tuple[Any, Any]:
-    """Threefry-2x32 with 20 rounds of arrays of uint32, NumPy's or JAX's, which wrap around."""
-    keys = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
-    x, y = counter[0] + keys[0], counter[1] + keys[1]
-    for turn in range(_ROUNDS // 4):
-        for rotation in _ROTATIONS[turn % 2]:
-            x = x + y
-            y = ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))) ^ x
-        x, y = x + keys[(turn + 1) % 3], y + keys[(turn + 2) % 3] + np.uint32(turn + 1)
+def threefry(key: Sequence[np.ndarray], counter: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 with 20 rounds, of arrays of uint32."""
+    keys = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
+    with np.errstate(over="ignore"):
+        x, y = counter[0] + keys[0], counter[1] + keys[1]
+        for turn in range(TURNS):
+            for rotation in ROTATIONS[turn % 2]:
+                x = x + y
+                y = ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))) ^ x
+            x, y = x + keys[(turn + 1) % 3], y + keys[(turn + 2) % 3] + np.uint32(turn + 1)
     return x, y
 
 
@@ -69,8 +69,7 @@ class Sketch:
     def output_shifts(self) -> np.ndarray:
         """The shift (D,) of each output, by its number modulo D: a random order of 0 to D - 1."""
         key = _uint32(self._keys()[0])
-        with np.errstate(over="ignore"):
-            drawn, _ = threefry(key, (np.arange(self.dimensions, dtype=np.uint32), np.zeros(1, np.uint32)))
+        drawn, _ = threefry(key, (np.arange(self.dimensions, dtype=np.uint32), np.zeros(1, np.uint32)))
         return np.argsort(drawn, kind="stable")
 
     def project(self, jacobians: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -101,10 +100,9 @@ class Sketch:
         row, place = np.divmod(entry, self.dimensions)
         rows = np.arange(self.rows(shape), dtype=np.uint32)
         blocks = np.arange(len(rows) * self.words // 2, dtype=np.uint32)
-        with np.errstate(over="ignore"):
-            words = np.stack(threefry(signs, (blocks, group)), -1).reshape(len(rows), self.words)
-            shift = threefry(shifts, (rows, group))[0] % np.uint32(self.dimensions)
-            pair = threefry(output_signs, (rows, np.full(1, output // (2 * BITS), np.uint32)))
+        words = np.stack(threefry(signs, (blocks, group)), -1).reshape(len(rows), self.words)
+        shift = threefry(shifts, (rows, group))[0] % np.uint32(self.dimensions)
+        pair = threefry(output_signs, (rows, np.full(1, output // (2 * BITS), np.uint32)))
         of_entry = words[row, place // BITS] >> (place % BITS).astype(np.uint32)
         of_row = pair[output // BITS % 2] >> np.uint32(output % BITS)
         negative = ((of_entry ^ of_row[row]) & np.uint32(1)).astype(bool)

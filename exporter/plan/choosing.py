@@ -91,8 +91,8 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
         raise ExportError(
             "The features of one example do not fit the memory budget: expected at most "
             f"{plan.export.memory_budget / 2**20:.4g} MiB (export.memory_budget), received {needed / 2**20:.4g} MiB "
-            "for one of its outputs at the largest variable. Raise the budget, set export.features.dimensions to fewer, or "
-            "take ntk_features off export.signatures."
+            "for one of its outputs at the largest variable. Raise the budget, set export.features.dimensions to "
+            "fewer, or take ntk_features off export.signatures."
         )
     assert choice.schedule is not None
     sizes = choice.schedule.blocks.sizes

@@ -206,8 +206,8 @@ class Plan:
         if dimensions <= exact:
             return ""
         return (
-            f"; WARNING: {dimensions:,} numbers, where the exact Jacobian has {exact:,}; set export.features.dimensions "
-            "to fewer, or ask for the exact kernel"
+            f"; WARNING: {dimensions:,} numbers, where the exact Jacobian has {exact:,}; set "
+            "export.features.dimensions to fewer, or ask for the exact kernel"
         )
 
     @property

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from exporter.ntk.count_sketch import BITS, Sketch, threefry
+from exporter.ntk.count_sketch import BITS, PARITY, ROTATIONS, TURNS, Sketch
 from exporter.ntk.layerwise import rules
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
 from exporter.ntk.layerwise.hoisting import independent_first
@@ -401,8 +401,8 @@ class Projection:
     def _tables(self, outputs: _Outputs) -> tuple[_Tables, Array]:
         """What is drawn for each row; and the signs, 0 or 1, of the rows (rows, R) for these outputs."""
         sketch, total = self._sketch, int(self._first[-1])
-        keys = [sketch.keys(p, s) for p, s in zip(self._features.variables, self._shapes, strict=True)]
-        known = np.array([[*signs, *shifts, *of_outputs, 0] for signs, shifts, of_outputs in keys], np.uint32)
+        drawn_by = [sketch.keys(p, s) for p, s in zip(self._features.variables, self._shapes, strict=True)]
+        known = np.array([[*signs, *shifts, *of_outputs, 0] for signs, shifts, of_outputs in drawn_by], np.uint32)
         known[:, -1] = self._first[:-1]
         rows = lax.iota(jnp.uint32, total)
         variable = jnp.sum((self._first[1:-1].astype(np.uint32)[:, None] <= rows).astype(jnp.int32), 0)
@@ -411,23 +411,37 @@ class Projection:
         several = self._traced > sketch.dimensions
         group = jnp.asarray(outputs.group, jnp.uint32) if several else np.uint32(0)
 
-        def key(k: int) -> tuple[Array, Array]:
-            return drawn[:, k, None], drawn[:, k + 1, None]
+        # For each row in one go, because what compiles is the generator: blocks of signs, its shift, signs of outputs.
+        blocks, pairs = sketch.words // 2, -(-self._traced // (2 * BITS))
+        widths = (blocks, 1, pairs)
 
-        def words(key: tuple[Array, Array], counter: tuple[Array, Array]) -> Array:
-            return jnp.stack(threefry(key, counter), -1).reshape(total, -1)
+        def columns(*parts: Array) -> Array:
+            return jnp.concatenate([jnp.broadcast_to(p, (total, w)) for p, w in zip(parts, widths, strict=True)], 1)
 
-        blocks = sketch.words // 2
         block = row * np.uint32(blocks) + lax.iota(jnp.uint32, blocks)
-        shifts = threefry(key(2), (row, jnp.zeros_like(row) + group))[0][:, 0] % np.uint32(sketch.dimensions)
-        pairs = -(-self._traced // (2 * BITS))
-        table = _Tables(
-            words(key(0), (block, jnp.zeros_like(block) + group)),
-            shifts.astype(jnp.int32),
-            words(key(4), (row + jnp.zeros((1, pairs), jnp.uint32), jnp.zeros_like(row) + lax.iota(jnp.uint32, pairs))),
-        )
+        keys = [columns(*(drawn[:, k : k + 1] for k in (side, side + 2, side + 4))) for side in (0, 1)]
+        low, high = _threefry(keys, columns(block, row, row), columns(group, group, lax.iota(jnp.uint32, pairs)))
+        words = jnp.stack([low, high], -1).reshape(total, -1)
+        shifts = low[:, blocks] % np.uint32(sketch.dimensions)
+        table = _Tables(words[:, : 2 * blocks], shifts.astype(jnp.int32), words[:, 2 * blocks + 2 :])
         traced = jnp.asarray(outputs.traced)
         return table, (table.outputs[:, traced // BITS] >> (traced % BITS).astype(jnp.uint32)) & np.uint32(1)
+
+
+def _threefry(key: Sequence[Array], x: Array, y: Array) -> tuple[Array, Array]:
+    """`count_sketch.threefry` in a loop, which compiles in a fraction of the time."""
+    keys = jnp.stack([*key, key[0] ^ key[1] ^ PARITY])
+    rotations = jnp.asarray(ROTATIONS, jnp.uint32)
+
+    def turn(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, y = state
+        for rotation in rotations[k % 2]:
+            x = x + y
+            y = ((y << rotation) | (y >> (np.uint32(32) - rotation))) ^ x
+        return x + keys[(k + 1) % 3], y + keys[(k + 2) % 3] + (k + 1).astype(jnp.uint32)
+
+    low, high = lax.fori_loop(0, TURNS, turn, (x + keys[0], y + keys[1]))
+    return low, high
 
 
 def _bits(words: Array) -> Array:
