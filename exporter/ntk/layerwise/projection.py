@@ -1,8 +1,7 @@
 """Features of a few thousand numbers: each example's Jacobian at every site, projected as soon as it is written out.
 
-The projection is `exporter.ntk.count_sketch`'s. A row of D entries of a variable's Jacobian is added, with its signs,
-to a buffer of 2 D numbers from the row's shift on, which has all cyclic shifts without moving anything twice; its
-halves are added up at the end. There is one buffer for each output, whose own shift is the last step.
+The projection is `exporter.ntk.count_sketch`'s: signs and shifts are `drawn`, and Jacobians added to `buffers`, one for
+each output, whose own shift is the last step.
 
 Sites follow each other from the last to the first, as reverse mode gives their derivatives, so that no more of these
 and of the Jacobian need be in memory than those of the sites at hand.
@@ -11,6 +10,7 @@ and of the Jacobian need be in memory than those of the sites at hand.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,34 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from exporter.ntk.count_sketch import BITS, PARITY, ROTATIONS, TURNS, Sketch
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise import rules
+from exporter.ntk.layerwise.buffers import add_embedded, add_entries, add_factors, block_of, folded
+from exporter.ntk.layerwise.drawn import Drawn, draw
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
 from exporter.ntk.layerwise.hoisting import independent_first
 from exporter.ntk.layerwise.prefixes import Prefixes
 
 Array = Any
 
-FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
 IN_CACHE = 1 << 19  # bytes of buffers, so that adding a row to each does not go through memory
-BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
-LARGEST_BLOCK = 32 << 20
 TOGETHER = 64 << 20  # bytes of the derivatives of sites whose Jacobians are made example by example
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tables:
-    """What is drawn for each row of the variables, one variable's rows after the other's.
-
-    Attributes:
-      words: the signs of a row's entries (rows, words).
-      shifts: int32 (rows,).
-      outputs: the signs of a row for each output (rows, words).
-    """
-
-    words: Array
-    shifts: Array
-    outputs: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +71,8 @@ class Projection:
         specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
         self._shapes = [spec.shape for spec in specs[: len(features.variables)]]
         self._dtype = jnp.promote_types(features.dtype, jnp.float32)
-        counts = [sketch.rows(shape) for shape in self._shapes]
-        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # row of each variable
+        # Of each variable, the number of its first row.
+        self._first = [0, *itertools.accumulate(sketch.rows(shape) for shape in self._shapes)]
         self._prefixes = Prefixes(features.trace, specs[: -features.inputs])
         self._output_shape = features.trace.jaxpr.outvars[0].aval.shape[1:]
         self._traced_axes = [a for a in range(len(self._output_shape)) if a in trace_axes]
@@ -110,6 +94,8 @@ class Projection:
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int) -> Array:
         """The features (n, ..., D) of examples, of as many outputs at a time as fit into so many bytes."""
+        if x[0].shape[0] == 0:
+            return jnp.zeros((0, *self.shape), self._dtype)
         part = self._examples_in_cache(x[0].shape[0])
         return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory), part, *x)
 
@@ -137,8 +123,7 @@ class Projection:
                 total,
                 tuple(map(jnp.asarray, parts)),
             )
-        folded = self._folded(total) / math.sqrt(self._traced)
-        return folded.reshape(n, *self.shape)
+        return (folded(total) / math.sqrt(self._traced)).reshape(n, *self.shape)
 
     @property
     def _traced(self) -> int:
@@ -179,7 +164,7 @@ class Projection:
         axes = [None if site.shared else 0 for site in features.sites]
         differentiate = features.differentiate(trainable, frozen, basis)
         saved, derivatives = jax.vmap(differentiate, out_axes=(0, axes))(x)
-        tables = self._tables(outputs)
+        drawn = self._draw(outputs)
         n, r = x[0].shape[0], len(outputs.position)
         buffers = jnp.zeros((n, r, 2 * self._sketch.dimensions), self._dtype)
         for segment in self._segments(n, r):
@@ -190,7 +175,7 @@ class Projection:
 
             def add(buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common) -> Array:
                 for component in segment:
-                    buffers = self._add(buffers, component, variables, data, own, common, tables)
+                    buffers = self._add(buffers, component, variables, data, own, common, drawn)
                 return buffers
 
             buffers = _by_parts(add, self._examples_at_once(n, r, segment), buffers, data, own)
@@ -233,7 +218,7 @@ class Projection:
         data: Any,
         own: Any,
         common: Any,
-        tables: tuple[_Tables, Array],
+        drawn: Drawn,
     ) -> Array:
         """Buffers with a component's Jacobians added, of the examples (n, ...) of `data` and `own`."""
         features = self._features
@@ -244,209 +229,63 @@ class Projection:
             def factors(data: Any, own: Any) -> tuple[Array, Array]:
                 return features.joined_factors(component, data, own | common)
 
-            return self._add_embedded(buffers, component.leaves[0], *jax.vmap(factors)(data, own), tables)
+            index, derivative = jax.vmap(factors)(data, own)
+            return add_embedded(buffers, self._first[component.leaves[0]], index, derivative, drawn)
 
-        if identity and self._cache is not None and _in_order(site) and self._block(component, buffers.shape):
+        block = self._block(component, buffers) if identity else 0
+        bias = None if component.bias is None else min(features.sites[component.bias].param.leaves)
+        if block:
 
             def ordered(data: Any, own: Any) -> tuple[Array, Array]:
                 a, d = features.joined_factors(component, data, own | common)
                 return a[0], jnp.swapaxes(d[:, 0], 0, 1)
 
-            return self._add_factors(buffers, component, *jax.vmap(ordered)(data, own), tables)
+            a, d = jax.vmap(ordered)(data, own)
+            of_bias = None if bias is None else self._first[bias]
+            return add_factors(buffers, self._first[component.leaves[0]], a, d, drawn, block=block, bias=of_bias)
 
         def jacobians(data: Any, own: Any) -> list[Array]:
             return _jacobians(features, component, data, own | common)
 
         made = jax.vmap(jacobians)(data, own)
-        if component.bias is not None:
-            (bias,) = features.sites[component.bias].param.leaves
-            buffers = self._add_variable(buffers, bias, made.pop(), tables)
+        if bias is not None:
+            buffers = self._add_variable(buffers, bias, made.pop(), drawn)
         if not identity:
             made = self._prefixes.pulled_back(variables, component.groups[0][0], component.leaves, *made)
         for leaf, jacobian in zip(component.leaves, made, strict=True):
-            buffers = self._add_variable(buffers, leaf, jacobian, tables)
+            buffers = self._add_variable(buffers, leaf, jacobian, drawn)
         return buffers
 
-    # ------------------------------------------------------------------------------------------ rows into buffers
-
-    def _add_variable(self, buffers: Array, variable: int, jacobian: Array, tables: tuple[_Tables, Array]) -> Array:
+    def _add_variable(self, buffers: Array, variable: int, jacobian: Array, drawn: Drawn) -> Array:
         """Buffers (n, R, 2 D) with the Jacobian (n, R, *shape) of a variable added."""
-        return self._add_entries(buffers, int(self._first[variable]), jacobian, tables)
+        return add_entries(buffers, self._first[variable], jacobian, drawn, at_once=self._cache is None)
 
-    def _block(self, component: Component, buffers: tuple[int, ...]) -> int:
-        """How many rows of a matrix's Jacobian, whole rows of D entries together, are made at a time; 0 for none."""
-        assert component.shape is not None
-        columns, d = component.shape.derivative, self._sketch.dimensions
-        unit = d // math.gcd(d, columns)
-        of_unit = self._dtype.itemsize * buffers[0] * buffers[1] * unit * columns
-        return 0 if of_unit > LARGEST_BLOCK else unit * max(1, BLOCK // of_unit)
-
-    def _add_factors(
-        self, buffers: Array, component: Component, a: Array, d: Array, tables: tuple[_Tables, Array]
-    ) -> Array:
-        """Buffers with the Jacobian of a matrix added, of factors a (n, T, I) and (n, T, R, J), a block at a time."""
-        n, t, i = a.shape
-        r, j = d.shape[2:]
-        first, size = int(self._first[component.leaves[0]]), self._block(component, buffers.shape)
-        d = d.reshape(n, t, r * j)
-
-        def jacobian(a: Array) -> Array:
-            g = jnp.einsum("nti,ntq->niq", a, d).reshape(n, -1, r, j)
-            return jnp.swapaxes(g, 1, 2)
-
-        def add(k: Array, buffers: Array) -> Array:
-            block = jacobian(lax.dynamic_slice_in_dim(a, k * size, size, 2))
-            return self._add_entries(buffers, first + k * (size * j // self._sketch.dimensions), block, tables)
-
-        blocks = (i - (component.bias is not None)) // size
-        if blocks > 1:
-            buffers = lax.fori_loop(0, blocks, add, buffers)
-        elif blocks:
-            buffers = add(0, buffers)
-        rest = jacobian(a[:, :, blocks * size :])
-        if component.bias is not None:
-            (bias,) = self._features.sites[component.bias].param.leaves
-            buffers = self._add_variable(buffers, bias, rest[:, :, -1], tables)
-            rest = rest[:, :, :-1]
-        return self._add_entries(buffers, first + blocks * size * j // self._sketch.dimensions, rest, tables)
-
-    def _add_entries(self, buffers: Array, first: Any, jacobian: Array, tables: tuple[_Tables, Array]) -> Array:
-        """Buffers with a Jacobian (n, R, ...) of entries from a row's begin on added; the row's number is among all."""
-        n, r, _ = buffers.shape
-        d = self._sketch.dimensions
-        jacobian = jacobian.reshape(n, r, -1)
-        full, rest = divmod(jacobian.shape[-1], d)
-
-        def add(buffers: Array, row: Array, part: Array) -> Array:
-            signed = jnp.where(self._negative(tables, row)[..., : part.shape[-1]], -part, part).astype(buffers.dtype)
-            at = (0, 0, tables[0].shifts[row])
-            there = lax.dynamic_slice(buffers, at, part.shape)
-            return lax.dynamic_update_slice(buffers, there + signed, at)
-
-        def add_full(row: Array, buffers: Array) -> Array:
-            return add(buffers, first + row, lax.dynamic_slice_in_dim(jacobian, row * d, d, 2))
-
-        if full > FEW_ROWS and self._cache is None:
-            buffers = buffers.at[..., :d].add(self._rolled_sum(jacobian[..., : full * d], first, full, tables))
-        elif full > FEW_ROWS:
-            buffers = lax.fori_loop(0, full, add_full, buffers)
-        else:
-            for row in range(full):
-                buffers = add_full(row, buffers)
-        return add(buffers, first + full, jacobian[..., full * d :]) if rest else buffers
-
-    def _rolled_sum(self, jacobian: Array, first: int, rows: int, tables: tuple[_Tables, Array]) -> Array:
-        """(n, R, D) of the full rows of a Jacobian (n, R, rows D), with signs and shifts."""
-        d = self._sketch.dimensions
-        jacobian = jacobian.reshape(*jacobian.shape[:2], rows, d).astype(self._dtype)
-        shifts = tables[0].shifts[first : first + rows]
-        negative = jax.vmap(lambda row: self._negative(tables, row), out_axes=1)(first + jnp.arange(rows))
-        signed = jnp.where(negative, -jacobian, jacobian)
-        places = (jnp.arange(d) - shifts[:, None]) % d
-        return jnp.sum(jnp.take_along_axis(signed, places[None, None], 3), 2)
-
-    def _negative(self, tables: tuple[_Tables, Array], row: Array) -> Array:
-        """Which entries (R, D) of a row have a negative sign."""
-        table, of_outputs = tables
-        bits = _bits(table.words[row])[: self._sketch.dimensions]
-        return (bits ^ of_outputs[row][:, None]) == 1
-
-    def _add_embedded(
-        self, buffers: Array, table: int, index: Array, derivative: Array, tables: tuple[_Tables, Array]
-    ) -> Array:
-        """Buffers with the Jacobian of an embedding's table added, of its indices (n, T), below 0 for none.
-
-        `derivative` is (n, R, 1, T, J) or (n, R, T, J). The Jacobian, which is 0 but for T rows, is never written out.
-        """
-        d, width = self._sketch.dimensions, 2 * self._sketch.dimensions
-        n, r, _ = buffers.shape
-        derivative = derivative.reshape(n, r, index.shape[1], -1)
-        j = derivative.shape[-1]
-        entry = jnp.maximum(index, 0)[..., None].astype(jnp.uint32) * np.uint32(j) + lax.iota(jnp.uint32, j)
-        row, place = entry // np.uint32(d), (entry % np.uint32(d)).astype(jnp.int32)
-        row = row.astype(jnp.int32) + int(self._first[table])
-        words, of_outputs = tables[0].words, tables[1]
-        bits = words[row, place // BITS] >> (place % BITS).astype(jnp.uint32)
-        negative = jnp.moveaxis((bits[..., None] ^ of_outputs[row]) & np.uint32(1), -1, 1) == 1  # (n, R, T, J)
-        signed = jnp.where(negative, -derivative, derivative).astype(buffers.dtype)
-        signed = jnp.where((index >= 0)[:, None, :, None], signed, 0)
-        at = place + tables[0].shifts[row]
-
-        def scatter(buffer: Array, at: Array, values: Array) -> Array:
-            return buffer.at[:, at.reshape(-1)].add(values.reshape(r, -1))
-
-        return jax.vmap(scatter)(buffers.reshape(n, r, width), at, signed)
+    def _block(self, component: Component, buffers: Array) -> int:
+        """How many rows of a component's matrix are made at a time; 0 for all, or if it has no matrix."""
+        site = self._features.sites[component.groups[0][0]]
+        if component.shape is None or self._cache is None or not _in_order(site):
+            return 0
+        bytes_of_entry = self._dtype.itemsize * buffers.shape[0] * buffers.shape[1]
+        return block_of(component.shape.derivative, self._sketch.dimensions, bytes_of_entry)
 
     def _with_output_shifts(self, total: Array, buffers: Array, outputs: _Outputs) -> Array:
         """`total` (n, kept, 2 D) with the buffers of outputs added, each shifted by its own amount."""
-        d = self._sketch.dimensions
-        folded = self._folded(buffers)
+        d, rows = self._sketch.dimensions, folded(buffers)
         shifts = jnp.asarray(self._sketch.output_shifts[: self._traced].astype(np.int32))
-        at = shifts[jnp.asarray(outputs.traced) % d]
-        kept = jnp.asarray(outputs.kept)
+        at, kept = shifts[jnp.asarray(outputs.traced) % d], jnp.asarray(outputs.kept)
 
         def add(k: Array, total: Array) -> Array:
             start = (0, kept[k], at[k])
-            part = lax.dynamic_slice_in_dim(folded, k, 1, 1)
+            part = lax.dynamic_slice_in_dim(rows, k, 1, 1)
             return lax.dynamic_update_slice(total, lax.dynamic_slice(total, start, part.shape) + part, start)
 
-        return lax.fori_loop(0, folded.shape[1], add, total)
+        return lax.fori_loop(0, rows.shape[1], add, total)
 
-    def _folded(self, buffers: Array) -> Array:
-        d = self._sketch.dimensions
-        return buffers[..., :d] + buffers[..., d:]
-
-    # -------------------------------------------------------------------------------------------------- what is drawn
-
-    def _tables(self, outputs: _Outputs) -> tuple[_Tables, Array]:
-        """What is drawn for each row; and the signs, 0 or 1, of the rows (rows, R) for these outputs."""
-        sketch, total = self._sketch, int(self._first[-1])
-        drawn_by = [sketch.keys(p, s) for p, s in zip(self._features.variables, self._shapes, strict=True)]
-        known = np.array([[*signs, *shifts, *of_outputs, 0] for signs, shifts, of_outputs in drawn_by], np.uint32)
-        known[:, -1] = self._first[:-1]
-        rows = lax.iota(jnp.uint32, total)
-        variable = jnp.sum((self._first[1:-1].astype(np.uint32)[:, None] <= rows).astype(jnp.int32), 0)
-        drawn = jnp.asarray(known)[variable]
-        row = (rows - drawn[:, 6])[:, None]
-        several = self._traced > sketch.dimensions
+    def _draw(self, outputs: _Outputs) -> Drawn:
+        variables = list(zip(self._features.variables, self._shapes, strict=True))
+        several = self._traced > self._sketch.dimensions
         group = jnp.asarray(outputs.group, jnp.uint32) if several else np.uint32(0)
-
-        # For each row in one go, because what compiles is the generator: blocks of signs, its shift, signs of outputs.
-        blocks, pairs = sketch.words // 2, -(-self._traced // (2 * BITS))
-        widths = (blocks, 1, pairs)
-
-        def columns(*parts: Array) -> Array:
-            return jnp.concatenate([jnp.broadcast_to(p, (total, w)) for p, w in zip(parts, widths, strict=True)], 1)
-
-        block = row * np.uint32(blocks) + lax.iota(jnp.uint32, blocks)
-        keys = [columns(*(drawn[:, k : k + 1] for k in (side, side + 2, side + 4))) for side in (0, 1)]
-        low, high = _threefry(keys, columns(block, row, row), columns(group, group, lax.iota(jnp.uint32, pairs)))
-        words = jnp.stack([low, high], -1).reshape(total, -1)
-        shifts = low[:, blocks] % np.uint32(sketch.dimensions)
-        table = _Tables(words[:, : 2 * blocks], shifts.astype(jnp.int32), words[:, 2 * blocks + 2 :])
-        traced = jnp.asarray(outputs.traced)
-        return table, (table.outputs[:, traced // BITS] >> (traced % BITS).astype(jnp.uint32)) & np.uint32(1)
-
-
-def _threefry(key: Sequence[Array], x: Array, y: Array) -> tuple[Array, Array]:
-    """`count_sketch.threefry` in a loop, which compiles in a fraction of the time."""
-    keys = jnp.stack([*key, key[0] ^ key[1] ^ PARITY])
-    rotations = jnp.asarray(ROTATIONS, jnp.uint32)
-
-    def turn(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, y = state
-        for rotation in rotations[k % 2]:
-            x = x + y
-            y = ((y << rotation) | (y >> (np.uint32(32) - rotation))) ^ x
-        return x + keys[(k + 1) % 3], y + keys[(k + 2) % 3] + (k + 1).astype(jnp.uint32)
-
-    low, high = lax.fori_loop(0, TURNS, turn, (x + keys[0], y + keys[1]))
-    return low, high
-
-
-def _bits(words: Array) -> Array:
-    """The bits (32 w,) of words (w,), the lowest first."""
-    return ((words[:, None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)).reshape(-1)
+        return draw(self._sketch, variables, self._traced, jnp.asarray(outputs.traced), group)
 
 
 def _groups_alone(features: ExampleFeatures) -> Iterator[Component]:
