@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from exporter.config import ExportConfig, NtkConfig, load_config
     from exporter.errors import ExportError
     from exporter.export import export_savedmodel
-    from exporter.prototype import empirical_ntk_fn_tf, get_apply_fn_and_params
+    from exporter.prototype import empirical_ntk_fn_tf, get_apply_fn_and_params, ntk_features_fn
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "export_savedmodel",
     "get_apply_fn_and_params",
     "load_config",
+    "ntk_features_fn",
 ]
 
 __getattr__, _, _ = lazy_loader.attach(
@@ -32,7 +33,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "config": ["ExportConfig", "NtkConfig", "load_config"],
         "errors": ["ExportError"],
         "export": ["export_savedmodel"],
-        "prototype": ["empirical_ntk_fn_tf", "get_apply_fn_and_params"],
+        "prototype": ["empirical_ntk_fn_tf", "get_apply_fn_and_params", "ntk_features_fn"],
     },
 )
 

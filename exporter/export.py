@@ -104,6 +104,7 @@ def export_savedmodel(
                 plan.export.verify,
                 **_checks(plan, choice),
                 forward=plan.model,
+                sketch=plan.sketch,
                 note=note,
             )
             programs = f"{compiled} programs, " if compiled else ""
@@ -139,7 +140,13 @@ def _build(plan: Plan, choice: Choice) -> KernelModule:
         functions = functions_of_whole_batches(model, kernel, names, platforms=platforms, precision=precision)
     else:
         functions = functions_by_blocks(
-            model, choice.schedule, names, swap=plan.swap, platforms=platforms, precision=precision
+            model,
+            choice.schedule,
+            names,
+            swap=plan.swap,
+            platforms=platforms,
+            precision=precision,
+            projected=choice.projected,
         )
     return KernelModule(
         model.trainable, model.frozen, model.signature_inputs, functions, front=model.front, behind=model.inputs

@@ -22,7 +22,9 @@ from exporter.functionalize.model_kinds import source_of
 from exporter.functionalize.sizes_of_calls import ModelAtSizesOfCalls
 from exporter.functionalize.structures import leaves, map_leaves
 from exporter.functionalize.tf_ops import GraphFunction, Library, widened
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.layerwise.projected import projected_features_fn
 from exporter.ntk.neural_tangents_bridge import (
     IMPLEMENTATIONS,
     Axes,
@@ -34,7 +36,7 @@ from exporter.ntk.neural_tangents_bridge import (
 )
 from exporter.ntk.sampled_traces import sampled_outputs
 
-__all__ = ["empirical_ntk_fn_tf", "get_apply_fn_and_params"]
+__all__ = ["empirical_ntk_fn_tf", "get_apply_fn_and_params", "ntk_features_fn"]
 
 PyTree = Any
 Params = Mapping[str, Any]
@@ -145,6 +147,63 @@ def get_apply_fn_and_params(f: Any, *, trainable_only: bool = True) -> tuple[Cal
         return model.apply_fn(params, x, frozen=model.frozen)
 
     return apply_fn, dict(model.params)
+
+
+def ntk_features_fn(
+    f: Any,
+    *,
+    trace_axes: Axes = (-1,),
+    dimensions: int = 4096,
+    seed: int = 0,
+    trainable_only: bool = True,
+    memory: int = 1 << 30,
+) -> Callable[..., PyTree]:
+    """A random projection of each example's Jacobian, in JAX: what the signature `ntk_features` returns.
+
+    Args:
+        f: a model as for `get_apply_fn_and_params`, whose examples do not depend on each other.
+        trace_axes: axes of the output that the kernel is averaged over.
+        dimensions: D, numbers of a projection.
+        seed: of the projection; features of different seeds cannot be compared.
+        trainable_only: as for `get_apply_fn_and_params`.
+        memory: bytes that derivatives may take; of more outputs they are made for some at a time.
+
+    Returns:
+        `features_fn(x, params)`: (n, ..., D) with the axes of the output that are not traced, for a model with several
+        outputs in their structure. F(x1) F(x2)ᵀ approximates the kernel of `empirical_ntk_fn_tf`, an entry with a
+        standard deviation of at most √((K11 K22 + K12²) / D); `docs/features.md` defines the projection, by the paths
+        of `params`. `params` are those of `get_apply_fn_and_params`.
+
+    Raises:
+        ValueError: for a `tf.function`, or arguments out of their range.
+        ExportError: for a model that cannot be converted to JAX.
+    """
+    if _is_function(f):
+        raise ValueError("Expected a Keras model or a tf.Module, whose variables have paths, received a tf.function.")
+    if dimensions < 1 or seed < 0:
+        raise ValueError(f"Expected dimensions from 1 and a seed from 0, received {dimensions} and {seed}.")
+    model, sketch = _from_model(f, trainable_only), Sketch(dimensions, seed)
+
+    def features_fn(x: PyTree, params: Params) -> PyTree:
+        outputs, structure = jax.tree.flatten(jax.eval_shape(model.apply_fn, params, x, model.frozen))
+        inputs, structure_of_inputs = jax.tree.flatten(x)
+
+        def features_of(index: int, rank: int) -> Any:
+            axes = [axis % rank for axis in trace_axes]
+            if 0 in axes or len(set(axes)) < len(axes):
+                raise ValueError(f"Expected different trace_axes other than the batch axis, received {trace_axes}.")
+
+            def apply_fn(params: Params, frozen: Params, x: tuple[Any, ...]) -> Any:
+                return jax.tree.leaves(model.apply_fn(params, jax.tree.unflatten(structure_of_inputs, x), frozen))[
+                    index
+                ]
+
+            fn = projected_features_fn(apply_fn, sketch, trace_axes=axes, memory=memory)
+            return fn(params, model.frozen, tuple(map(jnp.asarray, inputs)))
+
+        return jax.tree.unflatten(structure, [features_of(k, output.ndim) for k, output in enumerate(outputs)])
+
+    return features_fn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,10 +26,13 @@ import numpy as np
 from exporter.config import NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
+from exporter.ntk.layerwise.projected import projected_features_fn
 from exporter.ntk.precision import in_float64
 from exporter.ntk.products import with_convolutions_as_products
 from exporter.ntk.reference import FEW_RUNS, Vjps, jitted_vjps, reference_ntk
+from exporter.ntk.reference_features import reference_features
 from exporter.progress import Note
 
 Batch = tuple[np.ndarray, ...]
@@ -87,6 +90,9 @@ class Oracle(Protocol):
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         """float64 (n1, n2, ...) of `examples` examples x1 with x2, which are the first of x1, or with themselves."""
+
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
+        """float64 features (n, ..., D) of the examples, of these traced axes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +174,13 @@ class ExplicitOracle:
 
         return of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
 
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
+        """See `Oracle`."""
+        moved = any(value.dtype == np.float64 for value in trainable.values())
+        return reference_features(
+            self._apply_fns[moved], trainable, self._frozen, x, sketch, trace_axes=trace_axes, vjps=self._vjps
+        )
+
 
 class EngineOracle:
     """Kernels by the engine in float64, which is proved first."""
@@ -192,6 +205,17 @@ class EngineOracle:
         self._note(f"the kernel of {self.examples} examples in float64")
         kernel = self._kernel(trainable, self._model.frozen, x1)
         return kernel if x2 is None else kernel[:, : len(x2[0])]
+
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
+        """See `Oracle`."""
+        assert self.proof is not None
+        return self._features(sketch, tuple(trace_axes))(trainable, self._model.frozen, x)
+
+    @functools.cache  # noqa: B019  # of one oracle, that an export has for its time
+    def _features(self, sketch: Sketch, trace_axes: tuple[int, ...]) -> Callable[..., np.ndarray]:
+        model = self._model
+        wide = in_float64(model.apply_fn, model.trainable, model.frozen, self._x)
+        return _in_wide(projected_features_fn(wide, sketch, trace_axes=trace_axes, memory=_BYTES_OF_PROOF // 2))
 
 
 def prove(model: FunctionalModel, x: Batch, note: Note) -> Proof:
@@ -246,22 +270,26 @@ def _engine(
 
     The function is made one of float64 first: constants of derivatives, such as 2/√π of erf's, are of its dtype.
     """
-    kernel = jax.jit(
+    return _in_wide(
         layerwise_kernel_fn(
             in_float64(apply_fn, *arguments),
             trace_axes=trace_axes,
             diagonal_axes=diagonal_axes,
             memory=_BYTES_OF_PROOF // 2,
-        ),
-        compiler_options=dict(FEW_RUNS),
+        )
     )
+
+
+def _in_wide(fn: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """A function of float64 compiled, with its arguments made float64."""
+    compiled = jax.jit(fn, compiler_options=dict(FEW_RUNS))
 
     def wide(value: Any) -> np.ndarray:
         return np.asarray(value, np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def run(*arguments: Any) -> np.ndarray:
         with jax.experimental.enable_x64():
-            return np.asarray(kernel(*jax.tree.map(wide, arguments)))
+            return np.asarray(compiled(*jax.tree.map(wide, arguments)))
 
     return run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from exporter.artefact.oracle import SHARE, Batch, Oracle, Proof
 from exporter.config import NtkConfig
 from exporter.functionalize import FunctionalModel
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.plan.planning import Plan
 
@@ -84,6 +85,10 @@ class SampledOracle:
             largest = float(np.max(np.abs(kernel))) or 1.0
             self.deviation = math.sqrt(float(np.mean(kernels.var(-1, ddof=1))) / samples) / largest
         return kernel
+
+    def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
+        """See `Oracle`."""
+        return self._each.features(trainable, x, sketch, trace_axes)
 
 
 def trace_error(plan: Plan, examples: int, deviation: float | None) -> TraceError | None:

@@ -13,12 +13,15 @@ import jax
 import jax.experimental
 import numpy as np
 
+from exporter.artefact.expected import jumps_of, kernels, perturbed, sides_of
+from exporter.artefact.features_error import FeaturesError, features_error
 from exporter.artefact.oracle import Batch, Means, Oracle, Proof, affordable, forward_in_float64, oracle_of
 from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import SampledOracle
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
+from exporter.ntk.count_sketch import Sketch
 from exporter.progress import Note
 from serving.shared import reference
 
@@ -28,9 +31,6 @@ _SMALL_REQUEST = 2e10  # operations, about a second
 # of float16, 0.12 of bfloat16. Of models of up to ten layers it was off by 4 at most, kinks aside, and roundings add up
 # as the root of their number, so this is of models that are 16 times as deep; of a wrong kernel it is around 1.
 HALF_ROUNDINGS = 16
-
-# Changes of parameters and inputs, in roundings of each number, that may put an activation on the other side of a kink.
-_ROUNDINGS = (1, 2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Verification:
       left_out: requests, "signature/examples", that would have taken too long.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
         were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
+      features: how far products of `ntk_features` are from the exact kernel; None without that signature.
       inputs: these examples of each input, as `serving.shared.reference` keeps them; None if it can make them again.
     """
 
@@ -68,6 +69,7 @@ class Verification:
     seconds: Mapping[str, float]
     left_out: Sequence[str]
     reference: Mapping[str, Any]
+    features: FeaturesError | None
     inputs: Sequence[Any] | None
 
     @property
@@ -82,6 +84,8 @@ class Verification:
         text = f"within {self.worst:.1e}{f' ({kinks:.1e} at kinks)' if kinks else ''} of float64"
         if self.proof is not None:
             text += f", proved on {self.proof.outputs} outputs and {self.proof.combinations} combinations of all"
+        if self.features is not None:
+            text += f"; {self.features.summary}"
         return text + (f"; {len(self.left_out)} large requests left out" if self.left_out else "")
 
 
@@ -99,6 +103,7 @@ def verify(
     flops: float = 0,
     narrowed: float = 1.0,
     forward: FunctionalModel | None = None,
+    sketch: Sketch | None = None,
     note: Note = lambda text: None,
 ) -> Verification:
     """Compares all that a SavedModel computes with float64.
@@ -116,6 +121,7 @@ def verify(
       flops: operations for the derivatives of all outputs of an example, by which it is told what can be afforded.
       narrowed: the part of these that the engine needs, whose last layer may be narrower.
       forward: the model whose output `forward` gives, if it is not `model`.
+      sketch: the projection that `ntk_features` gives.
       note: told how far it is.
 
     Returns:
@@ -139,12 +145,18 @@ def verify(
     n = oracle.examples
     own = tuple(a[:n] for a in own)
     x = model.behind_front(own)
-    sides = _sides(x)
-    params = _perturbed(model.trainable)
+    sides = sides_of(x)
+    params = perturbed(model.trainable)
+
+    def projected(trainable: Mapping[str, np.ndarray], x: Batch) -> np.ndarray:
+        assert sketch is not None
+        return oracle.features(trainable, x, sketch, ntk.trace_axes)
+
+    project = None if sketch is None else projected
     asked, left_out = _affordable(requests, reaching or {}, flops * narrowed, coupled)
-    results = process.start(saved_model, model, _sides(own), params, signatures, asked)
+    results = process.start(saved_model, model, sides_of(own), params, signatures, asked)
     proof = oracle.proof  # all this while the process runs
-    expected = _kernels(oracle, model.trainable, sides, params, signatures, coupled)
+    expected = kernels(oracle, model.trainable, sides, params, signatures, coupled, project)
     if "forward" in signatures:
         expected["forward"] = forward_in_float64(forward or model, x)
     note("the SavedModel, in a process of its own")
@@ -159,7 +171,7 @@ def verify(
         error = _error(value, right)
         if rtol < error < math.inf and name != "forward":
             rounding = _rounding(half or np.float32)
-            jumps = jumps or _jumps(model, oracle, sides, params, coupled, expected, rounding)
+            jumps = jumps or jumps_of(model, oracle, sides, params, coupled, expected, rounding, project)
             jump = _repeated(name, jumps[name], *repeats[0]) if repeats else jumps[name]
             value, difference = _without_kinks(value, right, jump, rtol)
             error = _error(value, right)
@@ -200,6 +212,9 @@ def verify(
         seconds=seconds,
         left_out=left_out,
         reference=recorded,
+        features=None
+        if sketch is None
+        else features_error(sketch, ntk, outputs["signature/ntk_features"], expected.get("ntk_symmetric")),
         inputs=inputs,
     )
 
@@ -228,76 +243,6 @@ def planned(
 def _parameter_sets(signatures: Sequence[str]) -> int:
     """For how many values of the trainable variables kernels are computed."""
     return 1 + ("ntk_with_params" in signatures)
-
-
-def _sides(x: tuple[np.ndarray, ...]) -> dict[str, tuple[np.ndarray, ...]]:
-    """The examples that signatures are called with: of pairs all of them with a few."""
-    return {"x": x, "x1": x, "x2": tuple(a[: reference.few(len(x[0]))] for a in x)}
-
-
-def _perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Other parameters than the model's own, for `ntk_with_params`."""
-    rng = np.random.default_rng(1)
-    return {k: (v * (1 + 0.1 * rng.standard_normal(v.shape))).astype(v.dtype) for k, v in trainable.items()}
-
-
-def _kernels(
-    oracle: Oracle,
-    trainable: Mapping[str, np.ndarray],
-    sides: Mapping[str, Batch],
-    params: Mapping[str, np.ndarray],
-    signatures: Sequence[str],
-    coupled: bool,
-) -> dict[str, np.ndarray]:
-    """float64 kernels for each signature that is of one."""
-    x, few = sides["x"], len(sides["x2"][0])
-    expected: dict[str, np.ndarray] = {}
-    if not {"ntk", "ntk_symmetric", "ntk_diagonal"}.isdisjoint(signatures):
-        symmetric = oracle.kernel(trainable, x)
-        expected |= {"ntk_symmetric": symmetric, "ntk_diagonal": np.einsum("nn...->n...", symmetric)}
-    if "ntk" in signatures:
-        expected["ntk"] = oracle.kernel(trainable, x, sides["x2"]) if coupled else symmetric[:, :few]
-    if "ntk_with_params" in signatures:
-        expected["ntk_with_params"] = oracle.kernel(params, x, sides["x2"])
-    return expected
-
-
-def _jumps(
-    model: FunctionalModel,
-    oracle: Oracle,
-    sides: Mapping[str, Batch],
-    params: Mapping[str, np.ndarray],
-    coupled: bool,
-    expected: Mapping[str, np.ndarray],
-    rounding: float,
-) -> dict[str, np.ndarray]:
-    """By how much each entry of the signatures' float64 kernels jumps within a few roundings of parameters and inputs.
-
-    The largest |K(θ + δ) + K(θ - δ) - 2 K(θ)| of some random δ: what is smooth cancels however ill-conditioned it is,
-    and what is left is the change of the derivative of an activation, where one of the sides is beyond its kink.
-    """
-    rng = np.random.default_rng(0)
-    arrays = (model.trainable, params, sides["x"])
-    kernels = {name: value for name, value in expected.items() if name != "forward"}
-
-    def at(signs: Any, size: float) -> dict[str, np.ndarray]:
-        def moved(value: np.ndarray, sign: np.ndarray) -> np.ndarray:
-            floating = jax.numpy.issubdtype(value.dtype, np.floating)
-            return value.astype(np.float64) * (1 + size * sign) if floating else value
-
-        trainable, others, x = jax.tree.map(moved, arrays, signs)
-        there = {"x": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
-        with jax.experimental.enable_x64():
-            return _kernels(oracle, trainable, there, others, list(kernels), coupled)
-
-    largest = {name: np.zeros_like(kernel) for name, kernel in kernels.items()}
-    for roundings in _ROUNDINGS:
-        signs = jax.tree.map(lambda value: rng.uniform(-1, 1, value.shape), arrays)
-        size = roundings * rounding
-        ahead, behind = at(signs, size), at(signs, -size)
-        for name, kernel in kernels.items():
-            largest[name] = np.maximum(largest[name], np.abs(ahead[name] + behind[name] - 2 * kernel))
-    return largest
 
 
 def _rounding(dtype: Any) -> float:
@@ -331,7 +276,7 @@ def _affordable(
 def _repeated(name: str, expected: np.ndarray, n: int, columns: int) -> np.ndarray:
     """What a signature should give for n examples, those of `expected` again and again, and the first of them as x2."""
     expected = expected[np.arange(n) % len(expected)]
-    if name in ("ntk_diagonal", "forward"):
+    if name in ("ntk_diagonal", "ntk_features", "forward"):
         return expected
     columns = n if name == "ntk_symmetric" else columns
     return expected[:, np.arange(columns) % expected.shape[1]]

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from exporter.config.checks import ConfigError
-from exporter.config.sections import ExportConfig, NtkConfig, VerifyConfig, check_together, field_names, make_section
+from exporter.config.sections import (
+    ExportConfig,
+    FeaturesConfig,
+    NtkConfig,
+    VerifyConfig,
+    check_together,
+    field_names,
+    make_section,
+)
 from exporter.config.yaml_text import parse_yaml
 from serving.shared.suggest import did_you_mean
 
@@ -108,7 +116,8 @@ def _override(document: dict[Any, Any], override: str) -> None:
 def _known_paths() -> list[str]:
     """All dotted keys of a configuration."""
     keys = [f"{name}.{key}" for name, section_type in _SECTIONS.items() for key in field_names(section_type)]
-    return [*_SECTIONS, *keys, *(f"export.verify.{key}" for key in field_names(VerifyConfig))]
+    below = {"export.verify": VerifyConfig, "export.features": FeaturesConfig}
+    return [*_SECTIONS, *keys, *(f"{name}.{key}" for name, section in below.items() for key in field_names(section))]
 
 
 def _nearest_path(key: object) -> str:

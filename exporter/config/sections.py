@@ -9,8 +9,10 @@ from exporter.config.checks import Checks, ConfigError
 IMPLEMENTATIONS = ("auto", "layerwise", "structured_derivatives", "ntk_vector_products", "jacobian_contraction")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float64", "model")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-KERNEL_SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_with_params")
+KERNEL_SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_with_params", "ntk_features")
 SIGNATURES = (*KERNEL_SIGNATURES, "forward")
+
+MOST_DIMENSIONS = 1 << 20  # of features: of a thousand examples 4 GiB
 
 _KEPT_BATCH = (
     "axis 0 is the batch axis, which every signature keeps; for one value per example use the ntk_diagonal signature"
@@ -118,13 +120,42 @@ class VerifyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """The random projection of each example's Jacobian that `ntk_features` returns.
+
+    Attributes:
+      dimensions: numbers of a projection; an entry of the kernel is off by about 1/√dimensions, relative to the
+        diagonal. At most `MOST_DIMENSIONS`.
+      seed: of the projection; features of different seeds cannot be compared.
+
+    Raises:
+      ConfigError: with all problems of the given values.
+    """
+
+    dimensions: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks all values and brings them into the types above."""
+        checks = Checks("export.features")
+        dimensions = checks.integer("dimensions", self.dimensions, minimum=1)
+        if dimensions > MOST_DIMENSIONS:
+            checks.wrong("dimensions", f"at most {MOST_DIMENSIONS}", dimensions)
+        seed = checks.integer("seed", self.seed, minimum=0)
+        checks.finish()
+        _keep(self, dimensions=dimensions, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """What is written.
 
     Attributes:
       platforms: the platforms that the SavedModel runs on, any of `PLATFORMS`.
-      signatures: any of `SIGNATURES`, at least one of them a kernel. `serving_default` is the signature `ntk`, or the
-        first of the list if `ntk` is not in it.
+      signatures: any of `SIGNATURES`, at least one of them a kernel or its features. `serving_default` is the signature
+        `ntk`, or the first of the list if `ntk` is not in it. All of them stand for those that the model can have:
+        without `ntk_features` if its examples influence each other.
+      features: the projection of `ntk_features`; also a mapping of its fields.
       memory_budget: bytes for the intermediate values of one request; also a text such as "512MiB" or "2GB".
       warmup: whether requests for TensorFlow Serving's warmup are written beside the SavedModel.
       verify: how the SavedModel is verified; also a mapping of its fields.
@@ -144,6 +175,7 @@ class ExportConfig:
     verify: VerifyConfig = dataclasses.field(default_factory=VerifyConfig)
     input_shapes: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = dataclasses.field(default=None, hash=False)
     examples: str | None = None
+    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
         """Checks all values and brings them into the types above."""
@@ -156,7 +188,11 @@ class ExportConfig:
         memory_budget = checks.memory("memory_budget", self.memory_budget)
         warmup = checks.boolean("warmup", self.warmup)
         try:
-            verify = _verify_config(self.verify)
+            verify = _section("export.verify", VerifyConfig, self.verify)
+        except ConfigError as error:
+            checks.adopt(error)
+        try:
+            features = _section("export.features", FeaturesConfig, self.features)
         except ConfigError as error:
             checks.adopt(error)
         examples = checks.path("examples", self.examples)
@@ -170,6 +206,7 @@ class ExportConfig:
             warmup=warmup,
             verify=verify,
             examples=examples,
+            features=features,
         )
 
     @property
@@ -262,8 +299,8 @@ def make_section(name: str, section_type: type, value: object) -> Any:
     return section
 
 
-def _verify_config(value: object) -> VerifyConfig:
-    return value if isinstance(value, VerifyConfig) else make_section("export.verify", VerifyConfig, value)
+def _section(name: str, section_type: type, value: object) -> Any:
+    return value if isinstance(value, section_type) else make_section(name, section_type, value)
 
 
 def field_names(section_type: Any) -> list[str]:

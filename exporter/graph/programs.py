@@ -18,6 +18,7 @@ from exporter.graph.kernel_module import Compute
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
+from exporter.ntk.layerwise.projected import ProjectedFeatures
 from exporter.plan.schedule import Schedule
 
 
@@ -29,6 +30,7 @@ def functions_by_blocks(
     swap: Sequence[int],
     platforms: Sequence[str],
     precision: str,
+    projected: ProjectedFeatures | None = None,
 ) -> dict[str, Compute]:
     """How each signature is computed.
 
@@ -39,6 +41,7 @@ def functions_by_blocks(
       swap: the permutation of the kernel's axes that exchanges x1 and x2.
       platforms: the platforms to lower for.
       precision: of matrix products, or float64 for everything.
+      projected: what `ntk_features` returns.
     """
     program = functools.partial(_Program, platforms=platforms, precision=precision)
     parts = schedule.parts
@@ -67,8 +70,23 @@ def functions_by_blocks(
     diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1))
     forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
 
+    def projected_of_inputs() -> serve_graph.Rowwise:
+        assert projected is not None
+
+        def features(variables: Any, x: Any) -> Any:
+            trainable, frozen = of_model.unpack(variables)
+            return projected(trainable, frozen, x)
+
+        project = program(features, of_model.specs, x)
+        return serve_graph.Rowwise(
+            schedule.projected, lambda variables, x: project(variables, tuple(x)), project.results(1)
+        )
+
     def of(fn: Callable[..., tf.Tensor]) -> Compute:
         return lambda params, frozen, *sides: fn(of_kernel.pack(replace(params, frozen), tf), *sides)
+
+    def of_whole_model(fn: Callable[..., tf.Tensor]) -> Compute:
+        return lambda params, frozen, x: fn(of_model.pack((params, frozen), tf), x)
 
     pair = of(kernel.pairwise)
     functions: dict[str, Compute] = {
@@ -76,8 +94,10 @@ def functions_by_blocks(
         "ntk_with_params": pair,
         "ntk_symmetric": of(kernel.symmetric),
         "ntk_diagonal": of(diagonals),
-        "forward": lambda params, frozen, x: forwards(of_model.pack((params, frozen), tf), x),
+        "forward": of_whole_model(forwards),
     }
+    if "ntk_features" in names:
+        functions["ntk_features"] = of_whole_model(projected_of_inputs())
     return {name: functions[name] for name in names}
 
 

@@ -71,8 +71,8 @@ def reference_ntk(
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
     """
     vjps = vjps or jitted_vjps(apply_fn, trainable, frozen, x1)
-    left = _Jacobian(apply_fn, vjps, trainable, frozen, x1, coupled)
-    right = left if x2 is None else _Jacobian(apply_fn, vjps, trainable, frozen, x2, coupled)
+    left = ExplicitJacobian(apply_fn, vjps, trainable, frozen, x1, coupled)
+    right = left if x2 is None else ExplicitJacobian(apply_fn, vjps, trainable, frozen, x2, coupled)
     shape = left.output_shape
     reduced = [1 if a + 1 in {t % (len(shape) + 1) for t in trace_axes} else n for a, n in enumerate(shape)]
     kernel = np.zeros((left.count, math.prod(reduced), right.count, math.prod(reduced)))
@@ -131,7 +131,7 @@ def contract_axes(kernel: np.ndarray, *, trace_axes: Sequence[int], diagonal_axe
     return np.einsum(kernel, left + right, out) / size
 
 
-class _Jacobian:
+class ExplicitJacobian:
     """∂f/∂trainable, of the examples and outputs that are asked for.
 
     Attributes:
@@ -142,6 +142,7 @@ class _Jacobian:
     def __init__(
         self, apply_fn: ApplyFn, vjps: Vjps, trainable: Any, frozen: Any, x: tuple[Any, ...], coupled: bool
     ) -> None:
+        """Takes what `reference_ntk` takes."""
         self._x, self.count, self._coupled = tuple(map(np.asarray, x)), len(x[0]), coupled
         self._variables, self._vjps = (trainable, frozen), vjps
         batch = (trainable, frozen, self._batch(0))

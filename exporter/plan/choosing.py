@@ -12,8 +12,10 @@ import math
 import jax
 
 from exporter.errors import ExportError
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.kernel import Undivided
 from exporter.ntk.layerwise.engine import LayerwiseParts
+from exporter.ntk.layerwise.projected import ProjectedFeatures
 from exporter.ntk.measure import bytes_of_program
 from exporter.plan.planning import Plan
 from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule
@@ -36,12 +38,14 @@ class Choice:
       schedule: its parts and the sizes of their programs; None if batches are never split.
       features_bytes: of one example's features; 0 if the kernel is not divided into features and their contraction.
       work_bytes: that programs of the largest block take besides resident features, at most.
+      projected: what `ntk_features` returns; None without that signature.
     """
 
     implementation: str
     schedule: Schedule | None = None
     features_bytes: int = 0
     work_bytes: int = 0
+    projected: ProjectedFeatures | None = None
 
     @property
     def bytes(self) -> int:
@@ -82,7 +86,31 @@ def choose(plan: Plan) -> Choice:
     if plan.coupled:
         return Choice(name)
     divided = _divided(plan) if name == "layerwise" else None
-    return divided or _undivided(plan, name)
+    choice = divided or _undivided(plan, name)
+    return choice if plan.sketch is None else _with_projection(plan, choice, plan.sketch)
+
+
+def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
+    """The choice with `ntk_features`, in those of its blocks whose derivatives fit half of the budget.
+
+    Of the Jacobian there is never more than one site's, so mostly these are all.
+    """
+    memory = int(SHARE * plan.export.memory_budget / 2)
+    lowered = plan.all_outputs.lowered
+    projected = ProjectedFeatures(lowered, sketch, trace_axes=plan.ntk.trace_axes, memory=memory)
+    needed = projected.bytes_at_work(1)
+    if needed > plan.export.memory_budget:
+        raise ExportError(
+            "The features of one example do not fit the memory budget: expected at most "
+            f"{plan.export.memory_budget / 2**20:.4g} MiB (export.memory_budget), received {needed / 2**20:.4g} MiB "
+            "for one of its outputs at the largest variable. Raise the budget, set export.features.dimensions to "
+            "fewer, or take ntk_features off export.signatures."
+        )
+    assert choice.schedule is not None
+    sizes = choice.schedule.blocks.sizes
+    fitting = tuple(n for n in sizes if projected.bytes_at_work(n) <= memory)
+    schedule = dataclasses.replace(choice.schedule, projected=fitting or sizes[:1])
+    return dataclasses.replace(choice, schedule=schedule, projected=projected)
 
 
 def _divided(plan: Plan) -> Choice | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +18,7 @@ from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel, TensorSpec, functionalize
 from exporter.load.examples import read_examples
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.layerwise.lowering import as_on_cpu
@@ -26,6 +28,7 @@ from exporter.plan.limits import check_pair
 from exporter.plan.schedule import LARGEST_BLOCK
 from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
+MOST_OUTPUTS = 4096  # of which features take a pass each, if nobody asked for them in particular
 _ROUNDING = 1e-6  # of an output, where the same program is run on the same example among others
 _FAITHFUL = 0.05  # float32 arithmetic is nearer to float64, and a wrong conversion further off
 _HALF_ROUNDINGS = 16  # so many of half precision are, too: 0.016 of float16, 0.12 of bfloat16
@@ -91,10 +94,39 @@ class Plan:
     @functools.cached_property
     def parts_of_large_blocks(self) -> LayerwiseParts:
         """The same for blocks of `LARGEST_BLOCK` examples; the model is traced for it."""
-        model, counts = self.differentiated, (LARGEST_BLOCK, LARGEST_BLOCK)
+        return self._traced(narrow=True)
+
+    @property
+    def all_outputs(self) -> LayerwiseParts:
+        """The same with all outputs of a wide last layer, of which a projection is."""
+        parts = self.parts_of_large_blocks
+        return self._traced(narrow=False) if parts.replaced else parts
+
+    def _traced(self, *, narrow: bool) -> LayerwiseParts:
+        model = self.differentiated
         return LayerwiseParts(
-            model.apply_fn, model.trainable, model.frozen, self.examples(1), counts=counts, passes=1, **self.axes
+            model.apply_fn,
+            model.trainable,
+            model.frozen,
+            self.examples(1),
+            counts=(LARGEST_BLOCK, LARGEST_BLOCK),
+            trace_axes=self.ntk.trace_axes,
+            diagonal_axes=self.ntk.diagonal_axes,
+            narrow=narrow,
         )
+
+    @property
+    def sketch(self) -> Sketch | None:
+        """The projection that `ntk_features` returns; None without that signature."""
+        if "ntk_features" not in self.export.signatures:
+            return None
+        return Sketch(self.export.features.dimensions, self.export.features.seed)
+
+    @property
+    def features_shape(self) -> tuple[int | None, ...]:
+        """The shape of what `ntk_features` returns, with None for the number of examples."""
+        kept = (n for axis, n in enumerate(self.model.output.shape) if axis not in self.ntk.trace_axes)
+        return (*kept, self.export.features.dimensions)
 
     @functools.cached_property
     def flops_of_example(self) -> float:
@@ -140,6 +172,7 @@ class Plan:
         rows += [
             ("kernel", _spec("ntk", self.kernel_shape, self.kernel_dtype)),
             ("trace", self.trace),
+            *([] if self.sketch is None else [("features", self.projection)]),
             ("examples", "coupled: a batch is never split" if self.coupled else "independent of each other"),
             ("implementation", self.ntk.implementation),
             ("precision", self.precision),
@@ -165,6 +198,28 @@ class Plan:
         if samples is None:
             return f"exact, of {count} outputs" if self.ntk.trace_axes else "none"
         return f"estimated with {samples} random combinations of {count} outputs, seed {self.ntk.trace_seed}"
+
+    @property
+    def projection(self) -> str:
+        """What `ntk_features` returns, for people."""
+        dimensions, seed = self.export.features.dimensions, self.export.features.seed
+        of = f"a random projection of each example's Jacobian, seed {seed}"
+        return f"{_spec('features', self.features_shape, self.kernel_dtype)}, {of}{self.projection_warning(dimensions)}"
+
+    def projection_warning(self, dimensions: int) -> str:
+        """What is to be said of so many dimensions; empty if nothing is."""
+        exact = self.differentiated_outputs * sum(v.size for v in self.model.trainable.values())
+        if dimensions <= exact:
+            return ""
+        return (
+            f"; WARNING: {dimensions:,} numbers, where the exact Jacobian has {exact:,}; set "
+            "export.features.dimensions to fewer, or ask for the exact kernel"
+        )
+
+    @property
+    def differentiated_outputs(self) -> int:
+        """How many outputs, or random combinations of outputs, the kernel is averaged over."""
+        return self.ntk.trace_samples or self.traced_outputs
 
     @property
     def precision(self) -> str:
@@ -205,6 +260,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
             kept += [functional.output.shape[axis]] * (1 if axis in diagonal_axes else 2)
     coupled = ntk.vmap_axes is None
     computed = _in_float64(functional) if ntk.precision == "float64" else functional
+    export = dataclasses.replace(export, signatures=_possible(export.signatures, functional, ntk, coupled))
     plan = Plan(computed, ntk, export, coupled, tuple(kept))
     if ntk.trace_samples is not None and ntk.trace_samples >= plan.traced_outputs:
         raise ExportError(
@@ -241,6 +297,20 @@ def _in_float64(model: FunctionalModel) -> FunctionalModel:
         signature_inputs=tuple(map(spec, model.signature_inputs)),
         output=spec(model.output),
     )
+
+
+def _possible(signatures: Sequence[str], model: FunctionalModel, ntk: NtkConfig, coupled: bool) -> tuple[str, ...]:
+    """The signatures that are exported: if all are asked for without `ntk_features` where they would be no good."""
+    traced = math.prod(model.output.shape[a] or 1 for a in ntk.trace_axes)
+    outputs = math.prod(n or 1 for n in model.output.shape[1:]) // traced * (ntk.trace_samples or traced)
+    if set(signatures) == set(SIGNATURES) and (coupled or outputs > MOST_OUTPUTS):
+        return tuple(name for name in signatures if name != "ntk_features")
+    if coupled and "ntk_features" in signatures:
+        raise ExportError(
+            "export.signatures: expected no ntk_features where examples influence each other (ntk.vmap_axes: null), "
+            "because an example then has no Jacobian of its own, received it; take it off the list."
+        )
+    return tuple(signatures)
 
 
 def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> None:

@@ -50,12 +50,18 @@ class Schedule:
       blocks: sizes of the programs.
       larger: the same for requests too large for these, always by tiles; None if that would not be better.
       most: examples of the smaller side of requests that are not too large, if there is a larger one.
+      projected: sizes of the programs of `ntk_features`, some of those of `blocks`.
     """
 
     parts: KernelParts
     blocks: Blocks
     larger: Schedule | None = None
     most: int = 0
+    projected: tuple[int, ...] = ()
+
+    def sizes(self, signature: str) -> tuple[int, ...]:
+        """Sizes of a signature's blocks, smallest first."""
+        return self.projected if signature == "ntk_features" else self.blocks.sizes
 
 
 def warmup_examples(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
@@ -71,7 +77,7 @@ def warmup_examples(signatures: Sequence[str], schedule: Schedule | None) -> dic
     of_pairs = [*blocks.sizes, *tile, *([0] if schedule.larger else [])]
     pairs = [name for name in PAIRS if name in signatures]
     once = {name: [1] for name in pairs[1:]}
-    return {name: once.get(name) or (of_pairs if name in pairs else list(blocks.sizes)) for name in signatures}
+    return {name: once.get(name) or (of_pairs if name in pairs else list(schedule.sizes(name))) for name in signatures}
 
 
 def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -> dict[str, list[int]]:
@@ -88,7 +94,8 @@ def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -
             examples[name] = [1]
             continue
         blocks = schedule.blocks
-        examples[name] = [*blocks.sizes, blocks.sizes[-1] + 1]
+        sizes = schedule.sizes(name)
+        examples[name] = [*sizes, sizes[-1] + 1]
         if _programs(name)[-1] == "contract":
             more_than_a_tile = [blocks.tile + 1] if blocks.joined > 1 else []
             examples[name] += [*more_than_a_tile, *([0] if schedule.larger else [])]
@@ -102,11 +109,13 @@ def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int 
     kinds = {kind for name in signatures for kind in _programs(name)}
     blocks, more = schedule.blocks, schedule.larger
     larger = len(more.blocks.sizes) + 1 if more and "contract" in kinds else 0
-    return sum(len(blocks.contracted if kind == "contract" else blocks.sizes) for kind in kinds) + larger
+    of_kinds = {"contract": blocks.contracted, "projection": schedule.projected}
+    return sum(len(of_kinds.get(kind, blocks.sizes)) for kind in kinds) + larger
 
 
 def _programs(signature: str) -> tuple[str, ...]:
     """The kinds of programs that a signature runs."""
-    if signature == "forward":
-        return ("forward",)
+    alone = {"forward": "forward", "ntk_features": "projection"}
+    if signature in alone:
+        return (alone[signature],)
     return ("features", "diagonal" if signature == "ntk_diagonal" else "contract")

@@ -29,6 +29,7 @@ SIGNATURES: Mapping[str, Signature] = {
     "ntk_symmetric": Signature(("x",), "ntk"),
     "ntk_diagonal": Signature(("x",), "ntk"),
     "ntk_with_params": Signature(("x1", "x2"), "ntk", takes_params=True),
+    "ntk_features": Signature(("x",), "features"),
     "forward": Signature(("x",), "output"),
 }
 

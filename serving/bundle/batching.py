@@ -23,7 +23,7 @@ from serving.shared.protos import message_classes
 
 DIRECTORY = "rowwise"  # the base directory of that model, in the bundle
 PARAMETERS_FILE = "batching_params.pbtxt"  # in a version's directory, read with --enable_per_model_batching_parameters
-ROWWISE = ("ntk_diagonal", "forward")
+ROWWISE = ("ntk_diagonal", "ntk_features", "forward")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batches; the warmup calls each of them
 
 _WAIT_MICROSECONDS = 500  # for further requests, while a thread is free

@@ -146,6 +146,13 @@ class Client:
         """The (n, ...) kernel of each example with itself; arguments and errors as of `kernel`."""
         return self._rows("ntk_diagonal", x, tile)
 
+    def features(self, x: Any, *, tile: bool | None = None) -> np.ndarray:
+        """The (n, ..., D) random projection of each example's Jacobian, whose products approximate the kernel.
+
+        Arguments and errors as of `kernel`.
+        """
+        return self._rows("ntk_features", x, tile)
+
     def forward(self, x: Any, *, tile: bool | None = None) -> np.ndarray:
         """The model's own (n, ...) output; arguments and errors as of `kernel`."""
         return self._rows("forward", x, tile)

@@ -15,7 +15,13 @@ from serving.shared import reference
 # Calls a signature with its inputs by name; raises whatever says why it cannot.
 Call = Callable[[str, Mapping[str, np.ndarray]], np.ndarray]
 
-_SIDES = {"ntk": ("x1", "x2"), "ntk_symmetric": ("x",), "ntk_diagonal": ("x",), "forward": ("x",)}
+_SIDES = {
+    "ntk": ("x1", "x2"),
+    "ntk_symmetric": ("x",),
+    "ntk_diagonal": ("x",),
+    "ntk_features": ("x",),
+    "forward": ("x",),
+}
 _ROUNDING = {"tensorfloat32": 1e-2, "bfloat16": 1e-1}  # of these precisions, on accelerators
 _WARM_CALLS = 5
 

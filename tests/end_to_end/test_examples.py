@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import digits, inside_tf_function, kernel_while_training
+from examples import digits, digits_neighbors, inside_tf_function, kernel_while_training
 
 # Keras 3.15 and TensorFlow 2.21 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -87,6 +87,15 @@ def test_inside_tf_function_agrees_with_numpy_and_knows_what_it_does_not_know(ca
     assert float(left["digits with their pixels shuffled"]) > 5 * float(left["digits"])
 
 
+def test_digits_neighbors_finds_what_the_exact_kernel_finds(capsys):
+    figures = digits_neighbors.main(["--epochs=3", "--dimensions=1024", "--examples=300", "--queries=50"])
+    assert figures["error"] <= 1.1 / 1024**0.5
+    assert figures["recall in NumPy"] == pytest.approx(figures["recall in FAISS"], abs=0.01)
+    assert figures["recall in FAISS"] > 0.7
+    assert abs(figures["accuracy of regression, features"] - figures["accuracy of regression, exact kernel"]) <= 0.04
+    assert re.search(r"^recall@10 in FAISS +\d+\.\d%$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_kernel_while_training_turns_towards_the_labels(capsys):
     rows = kernel_while_training.main(["--epochs=2", "--examples=100"])
     assert [row.epoch for row in rows] == [0, 1, 2]
@@ -131,4 +140,11 @@ def test_kernel_while_training_follows_the_model_itself():
 
 def test_every_example_is_tested():
     names = {path.stem for path in Path(digits.__file__).parent.glob("*.py")} - {"__init__"}
-    assert names == {"digits", "digits_train", "digits_regression", "inside_tf_function", "kernel_while_training"}
+    assert names == {
+        "digits",
+        "digits_neighbors",
+        "digits_regression",
+        "digits_train",
+        "inside_tf_function",
+        "kernel_while_training",
+    }

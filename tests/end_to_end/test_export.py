@@ -105,6 +105,48 @@ def test_ntk_diagonal(exported, name):
     assert empty.shape == (0, *one.plan.kernel_shape[2:])
 
 
+@exports_with("ntk_features", coupled=False)
+def test_ntk_features(exported, name):
+    """Alike in blocks of all sizes, and their products about the kernel, as the manifest has it."""
+    one = exported(name)
+    x = one.inputs(18)
+    received = one.loaded.ntk_features(one.argument(x)).numpy()
+    expected = one.reference_features(tuple(a[:5] for a in x))
+    one.assert_close(received[:5], expected)
+    for k in (1, 17):
+        one.assert_close(one.loaded.ntk_features(one.argument(tuple(a[k : k + 1] for a in x))), received[k : k + 1])
+    empty = one.loaded.ntk_features(one.argument(one.inputs(0)))
+    assert empty.shape == (0, *expected.shape[1:])
+    measured = one.result.manifest["verification"]["features"]
+    assert measured["dimensions"] == expected.shape[-1]
+    if "ntk_symmetric" in one.plan.export.signatures:
+        assert 0.3 * measured["bound"] < measured["error"] < 2 * measured["bound"]
+
+
+def test_features_of_an_export_after_further_training_are_of_the_same_projection(exported, tmp_path):
+    one = exported("many_outputs")
+    x = one.inputs(3)
+    further = {path: (1.1 * value).astype(value.dtype) for path, value in one.plan.model.trainable.items()}
+    model = tf.saved_model.load(str(one.path))
+    for path, value in further.items():
+        model.params[path].assign(value)
+    keras.utils.clear_session()
+    again = export_models.many_outputs()
+    again.set_weights([1.1 * w for w in again.get_weights()])
+    config = ExportConfig(platforms="cpu", signatures=("ntk_features",), warmup=False)
+    loaded = tf.saved_model.load(str(export_savedmodel(again, tmp_path, export=config).path))
+    one.assert_close(loaded.ntk_features(*x), model.ntk_features(*x).numpy())
+
+
+def test_features_of_coupled_examples_are_refused_and_left_out(exported):
+    assert (
+        "ntk_features"
+        not in make_plan(export_models.coupled(), NtkConfig(vmap_axes=None), ExportConfig()).export.signatures
+    )
+    with pytest.raises(ExportError, match=r"^export.signatures: expected no ntk_features where examples influence"):
+        make_plan(export_models.coupled(), NtkConfig(vmap_axes=None), ExportConfig(signatures=("ntk", "ntk_features")))
+
+
 @exports_with("ntk_with_params")
 def test_ntk_with_params(exported, name):
     one = exported(name)

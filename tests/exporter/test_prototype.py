@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from exporter import empirical_ntk_fn_tf, get_apply_fn_and_params
+from exporter import empirical_ntk_fn_tf, get_apply_fn_and_params, ntk_features_fn
 from exporter.errors import ExportError
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.neural_tangents_bridge import import_neural_tangents
 
 IMPLEMENTATIONS = ("auto", "layerwise", "jacobian_contraction", "ntk_vector_products", "structured_derivatives")
@@ -318,6 +319,36 @@ def test_layerwise_has_the_axes_of_neural_tangents(trace_axes, diagonal_axes, vm
 def test_layerwise_with_another_batch_axis():
     with pytest.raises(ValueError, match="Expected vmap_axes 0 or None for implementation='layerwise', received 1"):
         empirical_ntk_fn_tf(ModuleWithShape(), vmap_axes=1, implementation="layerwise")
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_features_are_tensorflows_jacobians_projected(as_dict):
+    model = two_inputs_and_outputs(as_dict)
+    _, params = get_apply_fn_and_params(model)
+    a, b = images(3, 0, (4,)), images(3, 1, (3,))
+    x = {"a_second": b, "b_first": a} if as_dict else [a, b]
+    received = ntk_features_fn(model, dimensions=64, seed=2)(x, params)
+    outputs, received = tf.nest.flatten(model(x)), jax.tree.leaves(received)
+    for k, features in enumerate(received):
+        with tf.GradientTape() as tape:
+            output = tf.nest.flatten(model(x))[k]
+        jacobians = tape.jacobian(output, [v.value for v in model.trainable_variables], unconnected_gradients="zero")
+        by_path = dict(zip([v.path for v in model.trainable_variables], map(np.asarray, jacobians), strict=True))
+        assert set(params) == set(by_path)
+        np.testing.assert_allclose(features, Sketch(64, 2).project(by_path), rtol=1e-4, atol=1e-5)
+        assert features.shape == (len(outputs[k]), 64)
+
+
+def test_features_of_wrong_arguments():
+    with pytest.raises(ValueError, match=r"^Expected dimensions from 1 and a seed from 0, received 0 and 0\.$"):
+        ntk_features_fn(two_inputs_and_outputs(True), dimensions=0)
+    with pytest.raises(ValueError, match=r"received a tf\.function\.$"):
+        ntk_features_fn(tf.function(lambda p, x: x))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(
+        ValueError, match=r"^Expected different trace_axes other than the batch axis, received \(0,\)\.$"
+    ):
+        ntk_features_fn(model, trace_axes=(0,))(np.zeros((1, 3), "f"), get_apply_fn_and_params(model)[1])
 
 
 def test_wrong_inputs():

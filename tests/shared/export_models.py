@@ -19,6 +19,7 @@ import tensorflow as tf
 from exporter.config import ExportConfig, NtkConfig
 from exporter.export import ExportResult, export_savedmodel
 from exporter.ntk.reference import reference_ntk
+from exporter.ntk.reference_features import reference_features
 from exporter.plan.planning import Plan, make_plan
 from serving.shared.exports import MANIFEST
 
@@ -90,7 +91,9 @@ EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "all_axes": (
         zoo("spatial_output"),
         NtkConfig(trace_axes=(), diagonal_axes=(1,), **STRUCTURED),
-        ExportConfig(signatures=("ntk", "ntk_symmetric", "ntk_diagonal"), **CPU),
+        ExportConfig(
+            signatures=("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_features"), features={"dimensions": 512}, **CPU
+        ),
     ),
     "float64": (
         zoo("batch_norm"),
@@ -149,6 +152,12 @@ class Exported:
         model = self.plan.model
         params, frozen = ({**old, **(new or {})} for old, new in ((model.trainable, params), (model.frozen, frozen)))
         return reference_ntk(model.apply_fn, params, frozen, x1, x2, coupled=self.plan.coupled, **self.plan.axes)
+
+    def reference_features(self, x: Any) -> np.ndarray:
+        """The features in float64."""
+        model, sketch = self.plan.model, self.plan.sketch
+        axes = self.plan.ntk.trace_axes
+        return reference_features(model.apply_fn, model.trainable, model.frozen, x, sketch, trace_axes=axes)
 
     def assert_close(self, value: Any, expected: np.ndarray) -> None:
         """Equal shapes, and a difference of at most `rtol` of the largest expected entry."""

@@ -18,6 +18,8 @@ engine          all of it together: a kernel of two batches, or its parts (featu
                 Deep models and scans are evaluated for the examples of both sides together, and of their few
                 examples all pairs are contracted, because copies of each side's features take longer; where
                 derivatives of all outputs outgrow a CPU's caches, a kernel is a sum over some outputs at a time
+projected       the other use of all this: a random projection of each example's Jacobian (`ntk_features`), by
+                `projection`, which `drawn` and `buffers` serve; `prefixes` pulls Jacobians back to the variables
 hoisting        what does not depend on the outputs at hand, computed once for all of them
 costs           what each site costs, by count
 

@@ -47,6 +47,7 @@ class LayerwiseParts:
         trace_axes: Sequence[int],
         diagonal_axes: Sequence[int],
         passes: int = 1,
+        narrow: bool = True,
     ) -> None:
         """Traces the model and chooses the forms of features, those that cost least for `counts` examples a side.
 
@@ -64,7 +65,7 @@ class LayerwiseParts:
                 trace_axes=trace_axes,
                 diagonal_axes=diagonal_axes,
                 how=how,
-                narrow=True,
+                narrow=narrow,
             )
 
         x = tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x)
@@ -106,6 +107,11 @@ class LayerwiseParts:
     def outputs(self) -> int:
         """Of one example, all passes' together."""
         return self._default.axes.count
+
+    @property
+    def lowered(self) -> tuple[ExampleFeatures, ExampleFeatures]:
+        """The traced model, as CPUs compute it and as others do."""
+        return self._on_cpu, self._default
 
     @property
     def bytes_at_work(self) -> int:
@@ -290,7 +296,7 @@ def _in_chunks(fn: Callable[..., Array], sides: Sequence[ExampleFeatures], outpu
         return of_chunk(0)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     of_chunk = independent_first(of_chunk, number)
-    numbers = jnp.arange(-(-total // size))
+    numbers = jnp.arange(-(-total // size), dtype=number.dtype)
     if name == "traced":
         specs = jax.eval_shape(of_chunk, number)
         zero = jnp.zeros(specs.shape, specs.dtype)

@@ -66,6 +66,8 @@ class ExampleFeatures:
       shapes: of each site's factors, None where its rule has none.
       components: the sites, grouped.
       variables: paths of the parameters, in the order of `Param.leaves`.
+      inputs: how many arrays an example is.
+      trace: the model's equations.
       narrowed: the model that is computed, if its last layer is narrower (see `heads`).
     """
 
@@ -103,11 +105,12 @@ class ExampleFeatures:
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
         closed = jax.make_jaxpr(apply_fn)(*specs, example)
         sizes = [len(jax.tree.leaves(part)) for part in (*specs, example)]
+        self.inputs = sizes[2]
         rank = closed.out_avals[0].ndim
         traced = {a % rank for a in trace_axes}
         self.narrowed = heads.narrowed(closed, sizes[0], sizes[1], traced) if narrow else None
         closed = closed if self.narrowed is None else self.narrowed.closed
-        self._trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], how)
+        self.trace = Trace(closed, [None] * sizes[0] + [Sort.CONSTANT] * sizes[1] + [Sort.DATA] * sizes[2], how)
         self._shape, self.dtype = closed.out_avals[0].shape, closed.out_avals[0].dtype
         batch_axes = 0 if self._coupled else 1
         self.axes = OutputAxes(
@@ -115,7 +118,7 @@ class ExampleFeatures:
             trace_axes=[a % rank - batch_axes for a in trace_axes],
             diagonal_axes=[a % rank - batch_axes for a in diagonal_axes],
         )
-        self.sites = self._trace.sites
+        self.sites = self.trace.sites
         self.shapes = [site_jacobians.factor_shape(site) for site in self.sites]
         self.components = tuple(self._components(counts))
 
@@ -207,44 +210,51 @@ class ExampleFeatures:
         )
         return left, right
 
-    def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
-        """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
+    def differentiate(
+        self, trainable: Any, frozen: Any, basis: Array
+    ) -> Callable[[tuple[Array, ...]], tuple[list[Any], list[Array]]]:
+        """The function of one example to data and derivatives (R, ...) at the sites, of cotangents (D, C, K, *S)."""
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
-        pull_back = self._pull_back(variables)
-        outputs = basis.shape[:3]
         basis = basis.reshape(-1, *self._shape)
 
         def differentiate(example: tuple[Array, ...]) -> tuple[list[Any], list[Array]]:
             zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
 
             def perturbed(zeros: list[Array]) -> tuple[Array, list[Array]]:
-                (output,), saved = self._trace.evaluate([*variables, *map(self._batch, example)], zeros)
+                (output,), saved = self.trace.evaluate([*variables, *map(self._batch, example)], zeros)
                 return output, saved
 
             _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
             return saved, jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
 
+        return differentiate
+
+    def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
+        """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
+        pull_back = self._pull_back([*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)])
+        outputs = basis.shape[:3]
+
         def assemble(saved: list[Any], derivatives: list[Array]) -> Features:
             features: Features = {form: [] for form in contract.FORMS}
-            pulled_back = iter(pull_back([self._jacobians(c, saved, derivatives) for c in self._pulled_back]))
+            pulled_back = iter(pull_back([self.jacobians(c, saved, derivatives) for c in self._pulled_back]))
             for component in self.components:
                 if component.form == "explicit":
                     pulled = component.pulled_back
-                    jacobians = next(pulled_back) if pulled else self._jacobians(component, saved, derivatives)
+                    jacobians = next(pulled_back) if pulled else self.jacobians(component, saved, derivatives)
                     features["explicit"] += [(contract.flat(g, outputs),) for g in jacobians]
                 elif component.form == "joined":
-                    a, d = self._joined_factors(component, saved, derivatives)
+                    a, d = self.joined_factors(component, saved, derivatives)
                     features["explicit"].append((contract.flat_joined(a, d, outputs),))
                 elif component.form == "shared":
                     a, products = self._shared(component, saved, derivatives, outputs)
                     features["shared"].append((a.reshape(-1), contract.applied(products, a)))
                 else:
-                    a, d = self._joined_factors(component, saved, derivatives)
+                    a, d = self.joined_factors(component, saved, derivatives)
                     features[component.form].append((a, contract.by_position(d, outputs)))
             features["explicit"] = _merge_small(features["explicit"])
             return features
 
-        return differentiate, assemble
+        return self.differentiate(trainable, frozen, basis), assemble
 
     @property
     def scans(self) -> bool:
@@ -254,14 +264,14 @@ class ExampleFeatures:
     def _batch(self, example: Array) -> Array:
         return example if self._coupled else example[None]
 
-    def _jacobians(self, component: Component, saved: list[Any], derivatives: list[Array]) -> list[Array]:
+    def jacobians(self, component: Component, saved: list[Any], derivatives: list[Array]) -> list[Array]:
         """G (R, *parameter) for each of the component's groups."""
         return [
             sum(site_jacobians.explicit(self.sites[k], saved[k], derivatives[k]) for k in group)
             for group in component.groups
         ]
 
-    def _joined_factors(self, component: Component, saved: list[Any], derivatives: list[Array]) -> tuple[Array, Array]:
+    def joined_factors(self, component: Component, saved: list[Any], derivatives: list[Array]) -> tuple[Array, Array]:
         """The factors of all sites of the component's one parameter, with the positions of one after the other's."""
         (group,) = component.groups
         parts = zip(*(site_jacobians.factors(self.sites[k], saved[k], derivatives[k]) for k in group), strict=True)
@@ -276,7 +286,7 @@ class ExampleFeatures:
     ) -> tuple[Array, Array]:
         """Data (B, S, I) of the component's one site, and the products (D, K, K, B, S, S) of the derivative for it."""
         ((k,),) = component.groups
-        a, d = self._joined_factors(component, saved, derivatives)
+        a, d = self.joined_factors(component, saved, derivatives)
         products = contract.shared_products(d, outputs)
         return site_jacobians.folded(self.sites[k], saved[k], products) or (a, products)
 
@@ -296,7 +306,7 @@ class ExampleFeatures:
             for component, values in zip(components, leaves, strict=True):
                 for k, value in zip(component.leaves, values, strict=True):
                     replaced[k] = value
-            operands = self._trace.operands(replaced)
+            operands = self.trace.operands(replaced)
             return [[operands[group[0]] for group in component.groups] for component in components]
 
         if not components:
@@ -317,14 +327,14 @@ class ExampleFeatures:
         components = []
         for leaves, groups in merged:
             alone = len(groups) == 1 and self.sites[groups[0][0]].param.isometric
-            shape = self._joined_shape(groups[0]) if alone and counts else None
+            shape = self.joined_shape(groups[0]) if alone and counts else None
             folded = self._folded_shape(groups[0]) if shape else None
             form = self._form(groups[0], shape, folded, counts) if shape and counts else "explicit"
             folded = folded if form == "shared" else None
             components.append(Component(tuple(groups), tuple(sorted(leaves)), form, not alone, shape, folded=folded))
         return self._with_biases(components)
 
-    def _joined_shape(self, group: tuple[int, ...]) -> Shape | None:
+    def joined_shape(self, group: tuple[int, ...]) -> Shape | None:
         """The shape of the factors of sites of one parameter together, None if they are not of one kind."""
         shapes = [self.shapes[k] for k in group]
         kinds = {
@@ -356,17 +366,15 @@ class ExampleFeatures:
             jax.ShapeDtypeStruct(data.shape, data.dtype),
             jax.ShapeDtypeStruct((shape.batch, shape.positions, shape.positions), site.dtype),
         )
-        return (
-            shape
-            if folded is None
-            else dataclasses.replace(shape, positions=folded[0].shape[1], data=folded[0].shape[2])
-        )
+        if folded is None:
+            return shape
+        return dataclasses.replace(shape, positions=folded[0].shape[1], data=folded[0].shape[2])
 
     def _with_biases(self, components: list[Component]) -> list[Component]:
         """Biases made rows of the parameters of the products that they are added to, where that is cheaper."""
         alone = {c.groups[0][0]: c for c in components if not c.pulled_back and c.groups == (c.groups[0][:1],)}
         rows, gone = {}, set()
-        for product, bias in biases.of_products(self._trace).items():
+        for product, bias in biases.of_products(self.trace).items():
             site, row = alone.get(product), alone.get(bias)
             if site is None or site.shape is None or row is None or row in gone:
                 continue

@@ -48,6 +48,7 @@ def check(plan, path, signatures=("ntk_symmetric",), examples=8, rtol=RTOL, requ
             signatures=signatures,
             coupled=plan.coupled,
             requests=requests or {},
+            sketch=plan.sketch if "ntk_features" in signatures else None,
             **kwargs,
         )
 

@@ -29,7 +29,8 @@ ntk:
   precision: float32
 export:
   platforms: [cpu, cuda]
-  signatures: [ntk, ntk_symmetric, ntk_diagonal, ntk_with_params, forward]
+  signatures: [ntk, ntk_symmetric, ntk_diagonal, ntk_with_params, ntk_features, forward]
+  features: {dimensions: 4096, seed: 0}
   input_shapes: null
   memory_budget: 1GiB
   warmup: true
@@ -231,14 +232,14 @@ class TestMessages:
             ("export: {platforms: [cpu, cpu]}", "export.platforms: expected each entry once, got cpu more than once"),
             (
                 "export: {signatures: [ntk, ntk_symetric]}",
-                "export.signatures: expected any of ntk, ntk_symmetric, ntk_diagonal, ntk_with_params, forward, got "
-                "'ntk_symetric'; did you mean 'ntk_symmetric'?",
+                "export.signatures: expected any of ntk, ntk_symmetric, ntk_diagonal, ntk_with_params, ntk_features, "
+                "forward, got 'ntk_symetric'; did you mean 'ntk_symmetric'?",
             ),
             ("export: {signatures: []}", "export.signatures: expected a list with at least one entry, got []"),
             (
                 "export: {signatures: [forward]}",
-                "export.signatures: expected at least one kernel (ntk, ntk_symmetric, ntk_diagonal, ntk_with_params), "
-                "got ['forward']",
+                "export.signatures: expected at least one kernel (ntk, ntk_symmetric, ntk_diagonal, ntk_with_params, "
+                "ntk_features), got ['forward']",
             ),
             ("export: {input_shapes: []}", "export.input_shapes: expected a list of sizes, at least one, got []"),
             ("export: {input_shapes: '32'}", "export.input_shapes: expected a list of sizes, at least one, got '32'"),
@@ -263,6 +264,27 @@ class TestMessages:
                 )
                 for value in ("{}", "{1: [2]}")
             ],
+            (
+                "export: {features: {dimensions: 0}}",
+                "export.features.dimensions: expected a whole number, 1 or more, got 0",
+            ),
+            (
+                "export: {features: {dimensions: -4096}}",
+                "export.features.dimensions: expected a whole number, 1 or more, got -4096",
+            ),
+            (
+                "export: {features: {dimensions: 0.5}}",
+                "export.features.dimensions: expected a whole number, 1 or more, got 0.5",
+            ),
+            (
+                "export: {features: {dimensions: 10000000}}",
+                "export.features.dimensions: expected at most 1048576, got 10000000",
+            ),
+            ("export: {features: {seed: -1}}", "export.features.seed: expected a whole number, 0 or more, got -1"),
+            (
+                "export: {features: {dimension: 8}}",
+                "export.features: unknown key 'dimension'; did you mean 'dimensions'?",
+            ),
             ("export: {verify: false}", "export.verify: expected a mapping, got False"),
             (
                 "export: {verify: {exmples: 3}}",
@@ -484,7 +506,7 @@ class TestToDict:
                 ExportConfig(("cpu", "rocm"), ("ntk_diagonal",), 12345, False, VerifyConfig(3, 1e-7)),
             ),
             (NtkConfig(vmap_axes=0, output=2, trace_axes=()), ExportConfig(platforms="tpu", memory_budget="1.5GiB")),
-            (NtkConfig(), ExportConfig(input_shapes=(64, 48))),
+            (NtkConfig(), ExportConfig(input_shapes=(64, 48), features={"dimensions": 64, "seed": 7})),
             (NtkConfig(), ExportConfig(input_shapes={"tokens": (128,), "image": [64, 48]})),
         ],
     )

@@ -34,6 +34,7 @@ FUNCTIONS = {
     "ntk_symmetric": symmetric,
     "ntk_diagonal": lambda p, s, x: features(p, s, x) ** 2,
     "ntk_with_params": pair,
+    "ntk_features": features,
     "forward": features,
 }
 
@@ -246,7 +247,7 @@ def test_message_of_a_method(one_input, wrong, side):
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("name", ["ntk_symmetric", "ntk_diagonal", "forward"])
+@pytest.mark.parametrize("name", ["ntk_symmetric", "ntk_diagonal", "ntk_features", "forward"])
 def test_message_of_a_method_of_one_side(one_input, name, wrong):
     value, message = WRONG[wrong]
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
@@ -334,7 +335,7 @@ def test_message_of_a_served_signature(served, one_input_path, wrong):
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("name", ["ntk_symmetric", "ntk_diagonal", "forward"])
+@pytest.mark.parametrize("name", ["ntk_symmetric", "ntk_diagonal", "ntk_features", "forward"])
 def test_message_of_a_served_signature_of_one_side(served, one_input_path, name, wrong):
     value, message = WRONG[wrong]
     with pytest.raises(tf.errors.InvalidArgumentError) as error:

@@ -21,7 +21,7 @@ def plan_of(model_id, ntk=None):
 
 
 def with_budget(plan, budget):
-    return dataclasses.replace(plan, export=ExportConfig(memory_budget=int(budget)))
+    return dataclasses.replace(plan, export=ExportConfig(memory_budget=int(budget), features={"dimensions": 4}))
 
 
 @pytest.fixture(scope="module")

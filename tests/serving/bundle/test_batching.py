@@ -63,7 +63,7 @@ class TestWhyKernelsAreNotJoined:
 class TestRowwiseModel:
     def test_has_only_what_may_be_joined(self, rowwise):
         (graph,) = saved_model_pb2.SavedModel.FromString((rowwise / "saved_model.pb").read_bytes()).meta_graphs
-        assert {name for name in graph.signature_def if not name.startswith("__")} == {"ntk_diagonal", "forward"}
+        assert {name for name in graph.signature_def if not name.startswith("__")} == set(batching.ROWWISE)
         assert not (rowwise / "fingerprint.pb").exists()
 
     def test_shares_its_variables_with_the_export(self, exported, rowwise):
@@ -75,7 +75,7 @@ class TestRowwiseModel:
         for signature, inputs in warmup_requests(rowwise):
             called.setdefault(signature, []).append(len(inputs["x_a"]))
             assert {len(array) for array in inputs.values()} == {called[signature][-1]}
-        assert called == {name: list(batching.SIZES) for name in ("ntk_diagonal", "forward")}
+        assert called == {name: list(batching.SIZES) for name in batching.ROWWISE}
 
     def test_parameters(self, rowwise):
         text = (rowwise / "batching_params.pbtxt").read_text()
@@ -92,7 +92,7 @@ class TestRowwiseModel:
         for seed in range(8):
             counts = random.integers(1, 40, random.integers(1, 6))
             x = [one.inputs(int(n), seed=100 * seed + k) for k, n in enumerate(counts)]
-            for name in ("ntk_diagonal", "forward"):
+            for name in batching.ROWWISE:
                 answers = run_batch(one.loaded.signatures[name], [{"x_a": a, "x_b": b} for a, b in x], batching.SIZES)
                 for answer, inputs in zip(answers, x, strict=True):
                     alone = np.asarray(getattr(one.loaded, name)(list(inputs)))
@@ -133,7 +133,7 @@ class TestClient:
     def test_each_of_many_clients_gets_its_own_rows(self, exported, server, prefix):
         one = exported("two_inputs")
         pool = one.inputs(200)
-        expected = {name: np.asarray(getattr(one.loaded, name)(list(pool))) for name in ("ntk_diagonal", "forward")}
+        expected = {name: np.asarray(getattr(one.loaded, name)(list(pool))) for name in batching.ROWWISE}
         address = f"{prefix}{server.rest_address if prefix else server.grpc_address}"
         ticket, lock = itertools.count(), threading.Lock()
 
@@ -145,7 +145,8 @@ class TestClient:
                         next(ticket)
                     rows = random.permutation(200)[: random.integers(1, 30)]
                     x = {"a": pool[0][rows], "b": pool[1][rows]}
-                    for name, method in (("ntk_diagonal", client.diagonal), ("forward", client.forward)):
+                    methods = client.diagonal, client.features, client.forward
+                    for name, method in zip(batching.ROWWISE, methods, strict=True):
                         whole = expected[name]
                         np.testing.assert_allclose(method(x), whole[rows], rtol=1e-5, atol=1e-6 * np.abs(whole).max())
 

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import layerwise_cases
+import numpy as np
+import pytest
+
+from exporter.ntk.count_sketch import Sketch
+from exporter.ntk.layerwise import buffers, projection
+from exporter.ntk.layerwise.features import ExampleFeatures
+from exporter.ntk.layerwise.projected import projected_features_fn
+from exporter.ntk.layerwise.projection import Projection
+from exporter.ntk.reference_features import reference_features
+
+SKETCH = Sketch(16, seed=3)
+# Of each way from a variable to a site, and of each rule, one.
+CASES = (
+    "left operand",
+    "tied",
+    "conv",
+    "conv channels first",
+    "batch norm",
+    "attention",
+    "recurrent",
+    "scan with a counter",
+    "weight norm",
+    "no rule",
+)
+
+
+def assert_close(received, expected):
+    assert received.shape == expected.shape
+    np.testing.assert_allclose(received, expected, atol=1e-5 * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_are_the_projection_of_explicit_jacobians(name):
+    apply_fn, params, frozen, x, _ = layerwise_cases.make(layerwise_cases.CASES[name])
+    received = jax.jit(projected_features_fn(apply_fn, SKETCH, trace_axes=(1,)))(params, frozen, x)
+    assert_close(received, reference_features(apply_fn, params, frozen, x, SKETCH, trace_axes=(1,)))
+
+
+def wide(p, s, x):
+    y = jnp.tanh(jax.lax.conv_general_dilated(x[0], p["k"], (1, 1), "VALID", **layerwise_cases.CONV) + p["b"])
+    y = jnp.tanh(y.reshape(len(y), -1) @ p["c"] + p["d"])
+    return (y @ p["e"]).reshape(len(y), 3, 2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    rng = np.random.default_rng(0)
+    shapes = {"k": (2, 2, 3, 6), "b": (6,), "c": (96, 10), "d": (10,), "e": (10, 6)}
+    params = {path: rng.normal(size=shape).astype("f") / 3 for path, shape in shapes.items()}
+    return params, (rng.normal(size=(4, 5, 5, 3)).astype("f"),)
+
+
+@pytest.mark.parametrize("cache", [None, 1, 1 << 22])
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_parts_of_examples_outputs_and_variables(model, monkeypatch, cache, memory):
+    """Blocks of factors, examples and outputs one after the other or not, and platforms where all rows move at once."""
+    params, x = model
+    for module, name in ((buffers, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE")):
+        monkeypatch.setattr(module, name, 1)
+    features = ExampleFeatures(wide, params, {}, x, counts=(1, 1), trace_axes=(2,), diagonal_axes=())
+    project = Projection(features, SKETCH, trace_axes=[1], cache=cache)
+    received = jax.jit(lambda p, x: project.compute(p, {}, x, memory))(params, x)
+    assert received.shape == (4, 3, 16)
+    assert_close(received, reference_features(wide, params, {}, x, SKETCH, trace_axes=(2,)))
+
+
+def test_more_outputs_than_dimensions(model):
+    params, x = model
+    sketch = Sketch(4)
+    received = jax.jit(projected_features_fn(wide, sketch, trace_axes=(1, 2)))(params, {}, x)
+    assert_close(received, reference_features(wide, params, {}, x, sketch, trace_axes=(1, 2)))
+
+
+def test_no_examples_and_no_traced_axes(model):
+    params, x = model
+    features = jax.jit(projected_features_fn(wide, SKETCH, trace_axes=()))
+    assert features(params, {}, (x[0][:0],)).shape == (0, 3, 2, 16)
+    assert_close(features(params, {}, x), reference_features(wide, params, {}, x, SKETCH, trace_axes=()))
