@@ -1,21 +1,23 @@
 """`neural_tangents.experimental` for today's TensorFlow, Keras and JAX: the same functions, for more models.
 
-Importing this module makes `import neural_tangents` work as well.
+Importing this module makes `import neural_tangents` work as well, where that is installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
-from jax.experimental import jax2tf
 
+from exporter.compat import jax2tf_names
+from exporter.compat.jax_names import enable_x64
+from exporter.compat.neural_tangents_names import NeuralTangentsError, import_neural_tangents
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.functionalize.model_kinds import source_of
@@ -32,7 +34,6 @@ from exporter.ntk.neural_tangents_bridge import (
     empirical_ntk_fn,
     fastest_ntk_fn,
     implementations,
-    import_neural_tangents,
 )
 from exporter.ntk.sampled_traces import sampled_outputs
 
@@ -43,7 +44,8 @@ Params = Mapping[str, Any]
 
 PLATFORMS = ("cpu", "cuda")
 
-import_neural_tangents()
+with contextlib.suppress(NeuralTangentsError):  # said by those implementations of the kernel that need it
+    import_neural_tangents()
 
 
 def empirical_ntk_fn_tf(
@@ -105,7 +107,7 @@ def empirical_ntk_fn_tf(
         _s_rules=_s_rules,
         _fwd=_fwd,
     )
-    converted = jax2tf.convert(
+    converted = jax2tf_names.convert(
         # Derivatives are of the type of what they are taken with respect to, so half precision must be widened before.
         lambda x1, x2, params, frozen: ntk_fn(x1, x2, jax.tree.map(widened, params), frozen=frozen),
         native_serialization_platforms=PLATFORMS,
@@ -113,7 +115,7 @@ def empirical_ntk_fn_tf(
     frozen = {path: tf.constant(value) for path, value in model.frozen.items()}
 
     def program(x1: PyTree, x2: PyTree, params: PyTree) -> PyTree:
-        with jax.experimental.enable_x64(model.is_float64):
+        with enable_x64(model.is_float64):
             return converted(x1, x2, params, frozen)
 
     return tf.function(program, jit_compile=True, autograph=False)
@@ -221,9 +223,10 @@ def _ntk_fn(model: _Model, implementation: int | str, **settings: Any) -> NtkFn:
     if implementation == "layerwise":
         return _layerwise_ntk_fn(model, **settings)
     if implementation in (IMPLEMENTATIONS["auto"], "auto") and settings["vmap_axes"] in (0, None):
-        return fastest_ntk_fn(
-            {**implementations(model.apply_fn, **settings), "layerwise": _layerwise_ntk_fn(model, **settings)}
-        )
+        candidates = {}
+        with contextlib.suppress(NeuralTangentsError):
+            candidates = implementations(model.apply_fn, **settings)
+        return fastest_ntk_fn({**candidates, "layerwise": _layerwise_ntk_fn(model, **settings)})
     return empirical_ntk_fn(model.apply_fn, implementation=implementation, **settings)
 
 

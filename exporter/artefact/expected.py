@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import numpy as np
 
 from exporter.artefact.oracle import Batch, Oracle
+from exporter.compat.jax_names import enable_x64
 from exporter.functionalize import FunctionalModel
 from serving.shared import reference
 
@@ -81,7 +81,7 @@ def jumps_of(
 
         trainable, others, x = jax.tree.map(moved, arrays, signs)
         there = {"x": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
-        with jax.experimental.enable_x64():
+        with enable_x64():
             return kernels(oracle, trainable, there, others, list(of_kernel), coupled, project)
 
     largest = {name: np.zeros_like(kernel) for name, kernel in of_kernel.items()}

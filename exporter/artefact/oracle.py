@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
+from exporter.compat.jax_names import enable_x64
 from exporter.config import NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -288,7 +288,7 @@ def _in_wide(fn: Callable[..., Any]) -> Callable[..., np.ndarray]:
         return np.asarray(value, np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def run(*arguments: Any) -> np.ndarray:
-        with jax.experimental.enable_x64():
+        with enable_x64():
             return np.asarray(compiled(*jax.tree.map(wide, arguments)))
 
     return run
@@ -321,7 +321,7 @@ def _counted(vjps: Vjps, of_kernel: int, note: Note) -> Vjps:
 def forward_in_float64(model: FunctionalModel, x: Batch) -> np.ndarray:
     """The model's output."""
     forward = with_convolutions_as_products(in_float64(model.apply_fn, model.trainable, model.frozen, x))
-    with jax.experimental.enable_x64():
+    with enable_x64():
         return np.asarray(
             jax.jit(forward, compiler_options=dict(FEW_RUNS))(model.trainable, model.frozen, tuple(map(jnp.asarray, x)))
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.experimental
 import numpy as np
 
 from exporter.artefact.expected import jumps_of, kernels, perturbed, sides_of

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import tensorflow as tf
-from jax.experimental import jax2tf
-from jax.extend.mlir import deserialize_portable_artifact, serialize_portable_artifact
 
+from exporter.compat import jax2tf_names
+from exporter.compat.jax_names import enable_x64, stablehlo_in_version
+from exporter.compat.tensorflow_names import set_attribute
 from exporter.graph.traced import traced_once
 
-# The newest XlaCallModule that TF 2.19 to 2.21 and TF Serving 2.20 all read; JAX 0.7.2 would write 10.
+# The newest XlaCallModule that TF 2.19 to 2.21 and TF Serving 2.20 all read; JAX 0.7.2 to 0.10.2 would write 10.
 CALLING_CONVENTION_VERSION = 9
-# TF 2.19 reads no newer StableHLO; JAX 0.7.2 writes 1.9.1, whose elementary functions (rsqrt_v2, tanh_v2) it rejects.
+# TF 2.19 reads no newer StableHLO; JAX 0.7.2 writes 1.12.1 and 0.10.2 1.15.0, whose elementary functions (rsqrt_v2,
+# tanh_v2) it rejects.
 STABLEHLO_VERSION = "1.8.0"
 
 # What products of float32 matrices may be rounded to, in JAX's names. CPUs always use float32. Those of half precision,
@@ -48,7 +49,7 @@ def lower(
     Returns:
       A function of nests of tensors like the arguments, without gradient.
     """
-    converted = jax2tf.convert(
+    converted = jax2tf_names.convert(
         fn,
         with_gradient=False,
         polymorphic_shapes=polymorphic_shapes,
@@ -60,16 +61,11 @@ def lower(
             result = converted(*args)
         for op in tf.compat.v1.get_default_graph().get_operations():
             if op.type == "XlaCallModule":
-                module = _for_older_readers(op.get_attr("module"))
-                op._set_attr("module", tf.compat.v1.AttrValue(s=module))
+                module = stablehlo_in_version(op.get_attr("module"), STABLEHLO_VERSION)
+                set_attribute(op, "module", tf.compat.v1.AttrValue(s=module))
         return result
 
     return traced_once(program, jit_compile=True)
-
-
-def _for_older_readers(module: bytes) -> bytes:
-    """A serialized StableHLO module in the version of STABLEHLO_VERSION."""
-    return serialize_portable_artifact(deserialize_portable_artifact(module), STABLEHLO_VERSION)
 
 
 @contextlib.contextmanager
@@ -85,7 +81,7 @@ def _lowering(precision: str) -> Iterator[None]:
             jax.config.update(name, value)
         with (
             jax.default_matmul_precision(_MATMUL_PRECISION[precision]),
-            jax.experimental.enable_x64(precision == "float64"),
+            enable_x64(precision == "float64"),
         ):
             yield
     finally:

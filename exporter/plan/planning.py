@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
+from exporter.compat.jax_names import enable_x64
 from exporter.config import ExportConfig, NtkConfig, check_axes, check_together
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel, TensorSpec, functionalize
@@ -152,7 +152,7 @@ class Plan:
 
     def tracing(self) -> AbstractContextManager[Any]:
         """Where the kernel is traced: float64 is enabled there if it is computed in that."""
-        return jax.experimental.enable_x64(self.ntk.precision == "float64")
+        return enable_x64(self.ntk.precision == "float64")
 
     def rows(self) -> list[tuple[str, str]]:
         """What is exported, for people: titles and texts."""
