@@ -2,9 +2,9 @@
 
     python -m examples.digits_neighbors
 
-The kernel of pairs is a product of Jacobians; the signature `ntk_features` is a random projection of each image's own, so
-that similar images are found as in any vector database: the cosine of two images' features is about that of their kernel,
-K12 / √(K11 K22). Shown is how many of the exact kernel's nearest are among those found (recall), and how well
+The kernel of pairs is a product of Jacobians; the signature `ntk_features` is a random projection of each image's own,
+so that similar images are found as in any vector database: the cosine of two images' features is about that of their
+kernel, K12 / √(K11 K22). Shown is how many of the exact kernel's nearest are among those found (recall), and how well
 regression on features does what regression on the kernel does.
 """
 
