@@ -2,10 +2,13 @@
 
 A buffer has 2 D numbers, so that a row shifted by less than D lies in it in one piece; its halves are added up at the
 end. There is one for each example and output, (n, R, 2 D).
+
+Functions are compiled ones, so that they are traced once for all variables of a shape.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -29,6 +32,7 @@ def folded(buffers: Array) -> Array:
     return buffers[..., :d] + buffers[..., d:]
 
 
+@functools.partial(jax.jit, static_argnames="at_once")
 def add_entries(buffers: Array, first: Any, jacobian: Array, drawn: Drawn, *, at_once: bool) -> Array:
     """Buffers with a Jacobian (n, R, ...) added, of entries from the begin of row number `first` on.
 
@@ -82,6 +86,7 @@ def block_of(columns: int, dimensions: int, bytes_of_entry: int) -> int:
     return 0 if of_unit > LARGEST_BLOCK else unit * max(1, BLOCK // of_unit)
 
 
+@functools.partial(jax.jit, static_argnames="block")
 def add_factors(buffers: Array, first: int, a: Array, d: Array, drawn: Drawn, *, block: int, bias: int | None) -> Array:
     """Buffers with the Jacobian of a matrix (I, J) added, whose entries are made a block at a time.
 
@@ -119,6 +124,7 @@ def add_factors(buffers: Array, first: int, a: Array, d: Array, drawn: Drawn, *,
     return add_entries(buffers, first + blocks * rows, rest, drawn, at_once=False)
 
 
+@jax.jit
 def add_embedded(buffers: Array, first: int, index: Array, derivative: Array, drawn: Drawn) -> Array:
     """Buffers with the Jacobian of an embedding's table added, which is 0 but for few rows, and never written out.
 

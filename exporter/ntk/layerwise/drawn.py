@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -15,6 +17,9 @@ from exporter.ntk.count_sketch import BITS, PARITY, ROTATIONS, TURNS, Sketch
 Array = Any
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["words", "shifts", "outputs"], meta_fields=["dimensions"]
+)
 @dataclasses.dataclass(frozen=True)
 class Drawn:
     """What is drawn for each row of D entries, one variable's rows after the other's.
