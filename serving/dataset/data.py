@@ -1,4 +1,4 @@
-"""A data set as an export takes it: the model's inputs under its signatures' names, with `y` and `id` if there are any."""
+"""A data set as an export takes it: inputs as its signatures name them, with `y` and `id` if there are any."""
 
 from __future__ import annotations
 

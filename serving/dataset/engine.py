@@ -74,38 +74,71 @@ def worker_count(client: distributed.Client) -> int:
     return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
+@contextlib.contextmanager
+def registered(client: distributed.Client, job: jobs.Job) -> Iterator[None]:
+    """A job as a plugin of all workers, also of those that come later.
+
+    Raises:
+      DatasetError: a worker cannot do it.
+    """
+    try:
+        client.register_plugin(job)
+    except DatasetError:
+        raise
+    except Exception as error:  # of unpickling it on a worker, most likely
+        raise DatasetError(
+            f"A worker cannot run the job: {type(error).__name__}: {error}. Install ntk-exporter[dataset], of the same "
+            "version, on every worker."
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # the workers are gone
+            client.unregister_worker_plugin(job.name)
+
+
+def _loaded(client: distributed.Client, job: jobs.Job) -> str:
+    """Has every worker open what the job needs; which and how long it took, in words."""
+    start = time.monotonic()
+    addresses = client.scheduler_info(n_workers=-1)["workers"]
+    opened = {a: client.submit(jobs.open_job, job.name, workers=[a], key=f"{job.name}-{a}") for a in addresses}
+    distributed.wait(list(opened.values()))
+    for address, future in opened.items():
+        _result(future, f"Loading the export on {address}")
+    return f"{len(opened)}, which loaded the export and opened the data in {time.monotonic() - start:.1f} s"
+
+
 def run(client: distributed.Client, job: jobs.Job, tasks: Iterable[Any], received: Callable[[Any, Any], None]) -> None:
     """Runs a job's tasks; at most a few for each worker are known to the scheduler at a time.
 
     Args:
       client: of the cluster.
-      job: called with each task on a worker.
+      job: registered; called with each task on a worker.
       tasks: made when they are needed.
       received: told each task and its result, in any order.
 
     Raises:
       DatasetError: a task failed, for the third time.
     """
-    with _registered(client, job):
-        waiting = iter(tasks)
-        pending: dict[distributed.Future, Any] = {}
-        completed = distributed.as_completed()
-        numbers = itertools.count()
+    waiting = iter(tasks)
+    pending: dict[distributed.Future, Any] = {}
+    completed = distributed.as_completed()
+    numbers = itertools.count()
 
-        def submit() -> None:
-            room = max(0, _AHEAD * worker_count(client) - len(pending))
-            for task in itertools.islice(waiting, room):
-                key = f"{job.name}-{next(numbers)}"
-                future = client.submit(jobs.run, job.name, task, key=key, retries=TRIES - 1, pure=False)
-                pending[future] = task
-                completed.add(future)
+    def submit() -> None:
+        room = max(0, _AHEAD * worker_count(client) - len(pending))
+        for task in itertools.islice(waiting, room):
+            key = f"{job.name}-{next(numbers)}"
+            future = client.submit(jobs.run, job.name, task, key=key, retries=TRIES - 1, pure=False)
+            pending[future] = task
+            completed.add(future)
 
+    submit()
+    for future in completed:
+        task = pending.pop(future)
+        received(task, _result(future, task))
+        future.release()
         submit()
-        for future in completed:
-            task = pending.pop(future)
-            received(task, _result(future, task))
-            future.release()
-            submit()
 
 
 def complete(
@@ -116,6 +149,7 @@ def complete(
     count: int,
     is_there: Callable[[Any], bool],
     add: Callable[[Summary, Any, Any], None],
+    say: Callable[[str, str], None],
 ) -> Summary:
     """Runs those of a job's tasks whose results are not there, and shows how far it is.
 
@@ -127,6 +161,7 @@ def complete(
       count: their number.
       is_there: whether a task's result is.
       add: adds a task and its result to the summary.
+      say: told of the workers.
 
     Raises:
       DatasetError: see `run`.
@@ -135,18 +170,20 @@ def complete(
     total, summary = int(missing.sum()), Summary()
     if not total:
         return summary
-    progress = Progress(title, total, True, unit="tiles")
-    start = time.monotonic()
+    with registered(client, job):
+        say("workers", _loaded(client, job))
+        progress = Progress(title, total, True, unit="tiles")
+        start = time.monotonic()
 
-    def received(task: Any, result: Any) -> None:
-        add(summary, task, result)
-        progress.advance()
+        def received(task: Any, result: Any) -> None:
+            add(summary, task, result)
+            progress.advance()
 
-    try:
-        run(client, job, itertools.compress(tasks, missing), received)
-    finally:
-        progress.close()
-        summary.seconds = time.monotonic() - start
+        try:
+            run(client, job, itertools.compress(tasks, missing), received)
+        finally:
+            progress.close()
+            summary.seconds = time.monotonic() - start
     return summary
 
 
@@ -163,24 +200,6 @@ def _local(count: int) -> Iterator[str]:
         silence_logs=logging.CRITICAL,
     ) as cluster:
         yield cluster.scheduler_address
-
-
-@contextlib.contextmanager
-def _registered(client: distributed.Client, job: jobs.Job) -> Iterator[None]:
-    try:
-        client.register_plugin(job)
-    except DatasetError:
-        raise
-    except Exception as error:  # of unpickling it on a worker, most likely
-        raise DatasetError(
-            f"A worker cannot run the job: {type(error).__name__}: {error}. Install ntk-exporter[dataset], of the same "
-            "version, on every worker."
-        ) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(Exception):  # the workers are gone
-            client.unregister_worker_plugin(job.name)
 
 
 def _result(future: distributed.Future, task: Any) -> Any:

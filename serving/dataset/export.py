@@ -64,8 +64,8 @@ def find_export(path: str | Path, needed: str) -> Export:
         raise DatasetError(str(error)) from error
     if export.manifest["configuration"]["ntk"]["vmap_axes"] is None:
         raise DatasetError(
-            f"{export.path}: expected independent examples, which can be taken in parts; those of this export influence "
-            "each other (ntk.vmap_axes: null)."
+            f"{export.path}: expected independent examples, which can be taken in parts; those of this export "
+            "influence each other (ntk.vmap_axes: null)."
         )
     if needed not in export.signatures:
         raise DatasetError(

@@ -48,5 +48,5 @@ def write_features(
             job = jobs.FeaturesJob(export, {"data": rows.source}, store.path)
             title = f"features of {n:,} examples"
             return engine.complete(
-                client, job, title, tasks, len(tasks), lambda task: store.has(task.start // step), add
+                client, job, title, tasks, len(tasks), lambda task: store.has(task.start // step), add, say
             )

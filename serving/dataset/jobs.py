@@ -91,16 +91,28 @@ class Job(WorkerPlugin):
         differ = [f"{n} {here[n]}, expected {v}" for n, v in self._versions.items() if here[n] != v]
         if differ:
             raise DatasetError(
-                f"The worker {worker.address} has {'; '.join(differ)}: results would not be those of the other workers. "
+                f"The worker {worker.address} has {'; '.join(differ)}: results would not be those of other workers. "
                 "Install the same versions everywhere."
             )
         self._threads = worker.state.nthreads
-        self._opening, self._model, self._data = threading.Lock(), None, {}
+        self._opening = threading.Lock()
+        self._model: Model | None = None
+        self._data: dict[str, Data] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent; nothing that a worker has opened."""
-        opened = ("_opening", "_model", "_data", "_store")
+        opened = ("_opening", "_model", "_data")
         return {key: value for key, value in self.__dict__.items() if key not in opened}
+
+    def __call__(self, task: Any) -> Any:
+        """Does a task."""
+        raise NotImplementedError
+
+    def open(self) -> None:
+        """Opens everything, as the first task would."""
+        for name in self._sources:
+            self.data(name)
+        _ = self.model
 
     @property
     def model(self) -> Model:
@@ -172,7 +184,18 @@ class FeaturesJob(Job):
 
 def run(job: str, task: Any) -> Any:
     """A task of a job, on a worker."""
-    return get_worker().plugins[job](task)
+    return _job(job)(task)
+
+
+def open_job(job: str) -> None:
+    """Everything that a job needs, on a worker."""
+    _job(job).open()
+
+
+def _job(name: str) -> Job:
+    job = get_worker().plugins[name]
+    assert isinstance(job, Job)
+    return job
 
 
 def _side(side: str, rows: Rows) -> dict[str, np.ndarray]:
@@ -180,4 +203,4 @@ def _side(side: str, rows: Rows) -> dict[str, np.ndarray]:
 
 
 def _here() -> str:
-    return f"{get_worker().address}"
+    return str(get_worker().address)

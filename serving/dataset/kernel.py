@@ -50,7 +50,7 @@ def write_kernel(
         count = engine.worker_count(client)
         grid = choose_grid(export.manifest, *shape[:2], symmetric=symmetric, memory=memory, workers=count)
         if there := chunk_of(output, ARRAY):
-            grid = Grid(shape[:2], there[:2], symmetric)
+            grid = Grid(grid.examples, (there[0], there[1]), symmetric)
         chunk = *grid.sides, *shape[2:]
 
         def add(summary: Summary, tile: Tile, done: jobs.Done) -> None:
@@ -67,6 +67,6 @@ def write_kernel(
 
             sides = " × ".join(f"{side:,}" for side in grid.sides)
             title = f"kernel {shape[0]:,} × {shape[1]:,}"
-            say("tiles", f"{grid.tiles:,} of {sides}, {count} worker{'s' * (count > 1)}")
+            say("tiles", f"{grid.tiles:,} of {sides}")
             job = jobs.KernelJob(export, sources, store.path)
-            return engine.complete(client, job, title, grid, grid.tiles, is_there, add)
+            return engine.complete(client, job, title, grid, grid.tiles, is_there, add, say)

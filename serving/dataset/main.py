@@ -3,10 +3,10 @@
 ntk-dataset kernel   --export=BASE_DIR --data=DATA [--data2=DATA] --output=OUT.zarr [--scheduler=ADDRESS | --workers=N]
 ntk-dataset features --export=BASE_DIR --data=DATA --output=OUT.zarr [--scheduler=ADDRESS | --workers=N]
 
-DATA is a .npz file, a .zarr group, TFRecord files of tf.train.Example ('train-*.tfrecord'), or package.module:callable
-that returns arrays by name: the model's inputs by their names (x for one), optionally y and id. OUT.zarr is a Zarr group
-with kernel or features, id and y. After an interruption the same command computes only what is missing. Its path is the
-last line of standard output.
+DATA is a .npz file, a .zarr group, TFRecord files of tf.train.Example ('train-*.tfrecord'), or
+package.module:callable that returns arrays by name: the model's inputs by their names (x for one), optionally y and id.
+OUT.zarr is a Zarr group with kernel or features, id and y. After an interruption the same command computes only what is
+missing. Its path is the last line of standard output.
 """
 
 from __future__ import annotations

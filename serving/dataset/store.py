@@ -32,9 +32,9 @@ class Store:
         """Opens a group that is there."""
         self.path, self._name = path, name
         with zarr.config.set({"array.write_empty_chunks": True}):  # or a tile of zeros would never be there
-            self._array: Any = zarr.open_group(str(path), mode="r+")[name]
-        self.chunk: tuple[int, ...] = self._array.chunks
-        self.chunk_bytes = int(np.prod(self.chunk)) * self._array.dtype.itemsize + _CHECKSUM
+            array: Any = zarr.open_group(str(path), mode="r+")[name]
+        self._array, self.chunk = array, tuple(array.chunks)
+        self.chunk_bytes = int(np.prod(self.chunk)) * array.dtype.itemsize + _CHECKSUM
 
     def has(self, *place: int) -> bool:
         """Whether a chunk is there and whole; `place` counts chunks along the axes of examples."""
@@ -90,7 +90,8 @@ def open_store(
 def read_identity(path: Path) -> dict[str, Any] | None:
     """What a store is of; None if it is none of ours."""
     try:
-        return dict(zarr.open_group(str(path), mode="r").attrs[ATTRIBUTE])
+        identity: Any = zarr.open_group(str(path), mode="r").attrs[ATTRIBUTE]
+        return dict(identity)
     except Exception:  # whatever it is
         return None
 
@@ -131,7 +132,7 @@ def _make(
             shutil.rmtree(left_over)
         try:
             group = zarr.create_group(str(making / "group"), attributes={ATTRIBUTE: dict(identity)})
-            group.create_array(name, shape=shape, dtype=dtype, chunks=chunk, compressors=[Crc32cCodec()])
+            group.create_array(name, shape=shape, dtype=dtype, chunks=tuple(chunk), compressors=[Crc32cCodec()])
             for key, values in plain.items():
                 _write_plain(group, key, values)
             (making / "group").rename(path)

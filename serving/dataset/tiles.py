@@ -13,14 +13,14 @@ import numpy as np
 
 from serving.dataset.errors import DatasetError
 
-# Bytes of a process with TensorFlow and an export in which every program is compiled: 1.03 to 1.07 GiB (TensorFlow
-# 2.21, an MLP of 1.8 and a CNN of 0.2 million parameters).
+# Bytes of a process with TensorFlow and an export of which every program is compiled: 1,030 to 1,070 MiB (TensorFlow
+# 2.21, an MLP of 1.8 and a CNN of 0.2 million parameters), and some for Dask and Zarr.
 PROCESS = 1100 << 20
-# A request's result is in memory as tiles of the graph, joined, and on its way to the store: of 5,000 × 5,000 it took
-# 5 to 6 times its bytes.
-_COPIES = 6
-_FEATURES = 1.5  # of features, and what computing them takes
-_PAIRS_OF_FEATURES = 200.0  # Features of an example cost as much as so many pairs: 230 of the CNN, 60 of the MLP.
+# How much more than the manifest's bytes a request's features take: 0.8 times the MLP's, 1.5 times the CNN's.
+_FEATURES = 1.4
+# A request's result is in memory as tiles of the graph, joined, and on its way to the store: 4.4 times its bytes.
+_COPIES = 5
+_PAIRS_OF_FEATURES = 400.0  # Features of an example cost as much as so many pairs: 560 of the MLP, 230 of the CNN.
 _LEAST = 64
 _MANY = 64  # tiles for each worker: with more, how they end hardly matters
 _SPREAD = 4  # how many times more parts a side than memory asks for are considered, for workers to end together
@@ -106,8 +106,8 @@ def choose_grid(manifest: Mapping[str, Any], n1: int, n2: int, *, symmetric: boo
     least = min(_LEAST, most)
     if (needed := _bytes(manifest, grid(least))) > memory:
         raise DatasetError(
-            f"Expected a --memory of at least {math.ceil(needed / 2**20):,} MiB for TensorFlow, this export and a tile of "
-            f"{least} × {least} examples, received {memory / 2**20:,.0f} MiB."
+            f"Expected a --memory of at least {math.ceil(needed / 2**20):,} MiB for TensorFlow, this export and a tile "
+            f"of {least} × {least} examples, received {memory / 2**20:,.0f} MiB."
         )
     largest = least + bisect.bisect_right(
         range(least + 1, most + 1), memory, key=lambda side: _bytes(manifest, grid(side))
@@ -126,25 +126,25 @@ def rows_at_once(manifest: Mapping[str, Any], rows: int, bytes_of_row: int, memo
       DatasetError: the memory does not hold even a few.
     """
     least = min(_LEAST, rows)
-    work = manifest["bytes"]["request_at_most"]
+    work = int(_FEATURES * manifest["bytes"]["request_at_most"])
     free = memory - PROCESS - work
     if free < least * bytes_of_row * _COPIES:
         needed = PROCESS + work + least * bytes_of_row * _COPIES
         raise DatasetError(
-            f"Expected a --memory of at least {math.ceil(needed / 2**20):,} MiB for TensorFlow, this export and {least} "
-            f"examples, received {memory / 2**20:,.0f} MiB."
+            f"Expected a --memory of at least {math.ceil(needed / 2**20):,} MiB for TensorFlow, this export and "
+            f"{least} examples, received {memory / 2**20:,.0f} MiB."
         )
     return min(rows, int(free / (bytes_of_row * _COPIES)))
 
 
-def _bytes(manifest: Mapping[str, Any], grid: Grid) -> float:
+def _bytes(manifest: Mapping[str, Any], grid: Grid) -> int:
     """What a worker takes for a tile."""
     recorded, kernel = manifest["bytes"], manifest["kernel"]
     result = math.prod(grid.sides) * itemsize(kernel["dtype"]) * math.prod(kernel["shape"][2:])
     blocks = manifest["blocks"] or {"sizes": [1], "joined": 1}
     block = blocks["sizes"][-1] * blocks["joined"]
-    features = _FEATURES * (min(grid.sides) + 2 * block) * recorded["features_of_an_example"]
-    return PROCESS + min(recorded["request_at_most"], features) + _COPIES * result
+    features = (min(grid.sides) + 2 * block) * recorded["features_of_an_example"]
+    return PROCESS + int(_FEATURES * min(recorded["request_at_most"], features)) + _COPIES * result
 
 
 def itemsize(dtype: str) -> int:
