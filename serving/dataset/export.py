@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ class Export:
         ntk = self.manifest["configuration"]["ntk"]
         kept = self.manifest["kernel"]["shape"][2:]
         return {"trace": list(ntk["trace_axes"]), "diagonal": list(ntk["diagonal_axes"]), "kept": list(kept)}
+
+
+def features_shape(manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of an example's features, of an export that has them: the output axes that are not averaged over, and D."""
+    shape = manifest["output"]["shape"]
+    traced = {axis % len(shape) for axis in manifest["configuration"]["ntk"]["trace_axes"]}
+    kept = (size for axis, size in enumerate(shape) if axis and axis not in traced)
+    return *kept, manifest["configuration"]["export"]["features"]["dimensions"]
 
 
 def find_export(path: str | Path, needed: str) -> Export:

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 from serving.dataset import engine, jobs
-from serving.dataset.export import Export
+from serving.dataset.export import Export, features_shape
 from serving.dataset.prepared import Prepared, Say
-from serving.dataset.store import chunk_of, open_store
+from serving.dataset.store import check_store, chunk_of, open_store
 from serving.dataset.summary import Summary
 from serving.dataset.tiles import itemsize, rows_at_once
 
@@ -32,8 +32,8 @@ def write_features(
       DatasetError: it cannot be done.
     """
     identity = {"format": 1, "kind": ARRAY, "export": export.digest, "axes": export.axes, "data": rows.digest}
-    n, features = rows.data.rows, export.manifest["features"]
-    row, dtype = features["shape"][1:], features["dtype"]
+    check_store(output, ARRAY, identity)
+    n, row, dtype = rows.data.rows, features_shape(export.manifest), export.manifest["kernel"]["dtype"]
     step = rows_at_once(export.manifest, n, itemsize(dtype) * math.prod(row), memory)
     with engine.connected(workers) as client:
         if there := chunk_of(output, ARRAY):

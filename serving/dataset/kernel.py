@@ -8,7 +8,7 @@ from typing import Any
 from serving.dataset import engine, jobs
 from serving.dataset.export import Export
 from serving.dataset.prepared import Prepared, Say
-from serving.dataset.store import chunk_of, open_store
+from serving.dataset.store import check_store, chunk_of, open_store
 from serving.dataset.summary import Summary
 from serving.dataset.tiles import Grid, Tile, choose_grid
 
@@ -44,6 +44,7 @@ def write_kernel(
     if columns is not None:
         identity["data2"], sources["data2"] = columns.digest, columns.source
         plain |= {f"{name}2": array for name, array in columns.plain.items()}
+    check_store(output, ARRAY, identity)
     kernel = export.manifest["kernel"]
     shape = rows.data.rows, other.data.rows, *kernel["shape"][2:]
     with engine.connected(workers) as client:

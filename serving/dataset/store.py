@@ -87,6 +87,12 @@ def open_store(
         raise disk_error(path, error) from error
 
 
+def check_store(path: Path, name: str, identity: Mapping[str, Any]) -> None:
+    """Raises a DatasetError if there is a store, and it is of something else."""
+    if path.exists():
+        _check(path, name, identity)
+
+
 def read_identity(path: Path) -> dict[str, Any] | None:
     """What a store is of; None if it is none of ours."""
     try:
