@@ -195,7 +195,7 @@ def _local(count: int) -> Iterator[str]:
         threads_per_worker=max(1, CPU_COUNT // count),
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=None,  # tiles are chosen for it; Dask would end workers by what the machine has
         silence_logs=logging.CRITICAL,
     ) as cluster:

@@ -22,7 +22,7 @@ SIDE = 5
 @pytest.fixture(scope="module")
 def cluster():
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, memory_limit=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=None
     ) as cluster:
         yield engine.Workers(cluster.scheduler_address, wait=10.0)
 
@@ -206,7 +206,7 @@ def test_no_scheduler():
 
 
 def test_no_workers():
-    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         workers = engine.Workers(cluster.scheduler_address, wait=0.3)
         with pytest.raises(DatasetError, match=r"has no workers after 0\.3 s"), engine.connected(workers):
             pass
