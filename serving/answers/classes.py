@@ -4,10 +4,10 @@ The linearized network's predictive distribution (Immer et al. 2021) with MacKay
 p = softmax(f / √(1 + π v / 8)), v the variance of the logits, which all share. The order of the logits stays, so that
 decisions are the network's.
 
-How much they are flattened, by the ridge and the scale of v, is what makes each reference example likely without itself.
-The network's own logits cannot say it: it was trained on these examples, and flattening what it knows by heart never
-pays. So an example's logits without itself are those that kernel regression gives from the network's logits of all
-others.
+How much they are flattened, by the ridge and the scale of v, is what makes each reference example likely without
+itself. The network's own logits cannot say it, nor what kernel regression makes of them: the network was trained on these
+examples, and flattening what it knows by heart never pays. So an example's logits without itself are kernel regression
+from the labels of all others, brought to the logits' size by one factor.
 """
 
 from __future__ import annotations
@@ -76,27 +76,46 @@ class LikelihoodCurve:
         return int(ridge), int(scale)
 
 
+def sizes(spectrum: Spectrum, projected_logits: np.ndarray, tried: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The factor between fitted labels and the network's logits, by least squares, for each ridge.
+
+    Args:
+      spectrum: with Gᵀ times the centred one-hot labels.
+      projected_logits: Gᵀ times the centred logits.
+      tried: ridges.
+    """
+    factors = []
+    for ridge in tried:
+        shrunk = (1.0 / (spectrum.eigenvalues + ridge))[:, None] * spectrum.projected  # fitted labels are G times it
+        squares = np.sum(spectrum.eigenvalues[:, None] * shrunk**2)
+        factors.append(np.sum(shrunk * projected_logits) / squares if squares > 0 else 0.0)
+    return np.maximum(factors, 0.0)
+
+
 def curve_of_classes(
     coordinates: np.ndarray,
-    logits: np.ndarray,
     labels: np.ndarray,
+    outputs: int,
     spectrum: Spectrum,
     tried: Sequence[float] | np.ndarray,
+    factors: Sequence[float] | np.ndarray,
     tried_scales: Sequence[float] | np.ndarray,
 ) -> LikelihoodCurve:
     """A block's part of the curve.
 
     Args:
       coordinates: G (n, r).
-      logits: centred, (n, O).
       labels: (n,) numbers of classes.
-      spectrum: with Gᵀ times the centred logits of all examples.
-      tried, tried_scales: ridges and scales.
+      outputs: number of classes.
+      spectrum: with Gᵀ times the centred one-hot labels of all examples.
+      tried, factors: ridges, and what `sizes` gives for them.
+      tried_scales: of the variance.
     """
+    one_hot = centred(np.eye(outputs)[labels])
     losses = np.zeros((len(tried), len(tried_scales)))
-    for k, ridge in enumerate(tried):
-        left = left_out(coordinates, logits, spectrum, float(ridge))
-        without = logits - left.errors
+    for k, (ridge, factor) in enumerate(zip(tried, factors, strict=True)):
+        left = left_out(coordinates, one_hot, spectrum, float(ridge))
+        without = factor * (one_hot - left.errors)
         for j, scale in enumerate(tried_scales):
             losses[k, j] = negative_log_likelihood(flattened(without, scale * left.variance), labels) * len(labels)
     return LikelihoodCurve(losses, len(labels))

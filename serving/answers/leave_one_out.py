@@ -8,8 +8,8 @@ coordinates: U √Λ of K = U Λ Uᵀ, or F V of features F with FᵀF = V Λ V�
     left out, prediction    R_i − (R_i − fitted_i) / (1 − h_i)
     left out, variance      λ h_i / (1 − h_i), relative to the prior's scale; with noise λ / (1 − h_i)
 
-(Rasmussen and Williams 2006, eq. 5.10 to 5.12, with [(K + λ)⁻¹]_ii = (1 − h_i) / λ.) Every sum over examples is one over
-blocks, so that a data set of any size is passed in parts.
+(Rasmussen and Williams 2006, eq. 5.10 to 5.12, with [(K + λ)⁻¹]_ii = (1 − h_i) / λ.) Every sum over examples is one
+over blocks, so that a data set of any size is passed in parts.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Curve:
 
     @property
     def scales(self) -> np.ndarray:
-        """The prior's, for which standardized errors have a mean square of 1: the likelihood's maximum, in closed form."""
+        """The prior's, for which standardized errors have a mean square of 1: the likelihood's maximum."""
         return self.standardized / self.count
 
 

@@ -82,7 +82,7 @@ def task_of(manifest: Mapping[str, Any], y: np.ndarray, output: np.ndarray, kind
                 f"Expected y of classes, integers from 0 to {count - 1} or one-hot rows of {count}, received {y.dtype} of "
                 f"shape {y.shape}."
             )
-        if numbered and not (0 <= y.min() and y.max() < count):
+        if numbered and not (y.min() >= 0 and y.max() < count):
             raise AnswersError(
                 f"Expected classes from 0 to {count - 1}, one for each output of the network, received {y.min():g} to "
                 f"{y.max():g}."
@@ -95,5 +95,7 @@ def task_of(manifest: Mapping[str, Any], y: np.ndarray, output: np.ndarray, kind
     alike = bool(np.all(rows >= 0) and np.all(np.abs(rows.sum(axis=1) - 1) <= _SUM)) and count > 1
     probabilities = kind == "classes" and (outputs == "probabilities" or (outputs == "auto" and alike))
     if outputs == "probabilities" and not alike:
-        raise AnswersError("Expected outputs that are probabilities, received rows that do not sum to 1; say --outputs=logits.")
+        raise AnswersError(
+            "Expected outputs that are probabilities, received rows that do not sum to 1; say --outputs=logits."
+        )
     return Task(kind, count, probabilities)
