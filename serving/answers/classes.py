@@ -5,9 +5,9 @@ p = softmax(f / √(1 + π v / 8)), v the variance of the logits, which all shar
 decisions are the network's.
 
 How much they are flattened, by the ridge and the scale of v, is what makes each reference example likely without
-itself. The network's own logits cannot say it, nor what kernel regression makes of them: the network was trained on these
-examples, and flattening what it knows by heart never pays. So an example's logits without itself are kernel regression
-from the labels of all others, brought to the logits' size by one factor.
+itself. The network's own logits cannot say it, nor what kernel regression makes of them: the network was trained on
+these examples, and flattening what it knows by heart never pays. So an example's logits without itself are kernel
+regression from the labels of all others, brought to the logits' size by one factor.
 """
 
 from __future__ import annotations

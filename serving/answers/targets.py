@@ -79,8 +79,8 @@ def task_of(manifest: Mapping[str, Any], y: np.ndarray, output: np.ndarray, kind
     if kind == "classes":
         if not (one_hot or numbered):
             raise AnswersError(
-                f"Expected y of classes, integers from 0 to {count - 1} or one-hot rows of {count}, received {y.dtype} of "
-                f"shape {y.shape}."
+                f"Expected y of classes, integers from 0 to {count - 1} or one-hot rows of {count}, received {y.dtype} "
+                f"of shape {y.shape}."
             )
         if numbered and not (y.min() >= 0 and y.max() < count):
             raise AnswersError(
