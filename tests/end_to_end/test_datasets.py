@@ -9,7 +9,8 @@ import numpy as np
 import psutil
 import pytest
 
-N = 400
+N = 1000
+MEMORY = "1102MiB"  # for 15 tiles
 COMMAND = [sys.executable, "-m", "serving.dataset.main", "kernel"]
 
 
@@ -18,7 +19,7 @@ def arguments(exported, tmp_path_factory):
     data = tmp_path_factory.mktemp("data") / "x.npz"
     (x,) = exported("many_outputs").inputs(N)
     np.savez(data, x=x, y=np.arange(N))
-    return [f"--export={exported('many_outputs').path.parent}", f"--data={data}", "--workers=2"]
+    return [f"--export={exported('many_outputs').path.parent}", f"--data={data}", "--workers=2", f"--memory={MEMORY}"]
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,10 @@ def chunks(store: Path) -> dict[str, bytes]:
     return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
 
 
-def interrupted(arguments, output, victim):
-    """Runs the command, and has `victim(process)` kill something as soon as a tile is there; returns the process."""
-    process = subprocess.Popen(
-        [*COMMAND, *arguments, f"--output={output}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not list(output.glob("kernel/c/*/*")) and process.poll() is None:
-        time.sleep(0.01)
-    victim(process)
-    return process
+def started(arguments, output):
+    """The command, as a process."""
+    command = [*COMMAND, *arguments, f"--output={output}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def workers(process):
@@ -50,19 +46,22 @@ def workers(process):
 
 
 def test_whatever_is_killed_the_result_is_the_same(arguments, undisturbed, tmp_path):
-    output, left = tmp_path / "k.zarr", []
-
-    def the_job(process):
-        left.extend(workers(process))
+    output = tmp_path / "k.zarr"
+    with started(arguments, output) as process:
+        while not list(output.glob("kernel/c/*/*")) and process.poll() is None:
+            time.sleep(0.01)
+        left = workers(process)
         process.kill()
-
-    interrupted(arguments, output, the_job).communicate(timeout=60)
+        process.communicate(timeout=60)
     psutil.wait_procs(left, timeout=30)
+    assert left
     assert not [worker for worker in left if worker.is_running()]
-    there = chunks(output)
-    assert 0 < len(there) < len(chunks(undisturbed))
+    assert 0 < len(chunks(output)) < len(chunks(undisturbed))
 
-    process = interrupted(arguments, output, lambda process: workers(process)[0].kill())
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert chunks(output) == chunks(undisturbed), out
+    with started(arguments, output) as process:
+        while not process.stdout.readline().startswith("workers"):  # they have loaded the export, and begin
+            assert process.poll() is None
+        workers(process)[0].kill()
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert chunks(output) == chunks(undisturbed)
