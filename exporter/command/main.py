@@ -12,7 +12,6 @@ import pathlib
 import signal
 import sys
 import traceback
-import types
 import warnings
 from collections.abc import Sequence
 
@@ -23,6 +22,7 @@ from exporter.config import load_config
 from exporter.errors import ExportError
 from exporter.load import locate_model
 from serving.shared.command_line import CommandLine
+from serving.shared.interruption import Terminated, show_termination_as_interrupt
 from serving.shared.quiet import silent_stderr
 
 _FLAGS = flags.FlagValues()
@@ -66,7 +66,7 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
     """Exports as the parsed flags say, and returns the exit code; `argv` holds what was no flag."""
     verbose = flags.FLAGS.verbosity > 0
-    _show_termination_as_interrupt()
+    show_termination_as_interrupt()
     if not verbose:
         _keep_libraries_quiet()
     try:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     except app.UsageError as error:
         return _COMMAND.usage(error)
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, _Terminated) else signal.SIGINT
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"error: ended by {signal.Signals(number).name}", file=sys.stderr)
         return 128 + number
     except Exception as error:
@@ -140,26 +140,6 @@ def _checked(positional: Sequence[str]) -> tuple[str, pathlib.Path | None]:
     if problems:
         raise app.UsageError("\n".join(problems))
     return model, None if _EXPLAIN.value else pathlib.Path(output).expanduser()
-
-
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end. Like Ctrl-C it is not taken for an error by code in between."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def _show_termination_as_interrupt() -> None:
-    """Makes SIGTERM and SIGHUP exceptions, so that what was begun is removed; a second one is ignored meanwhile."""
-
-    def handle(number: int, frame: types.FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise _Terminated(number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, handle)
 
 
 def _keep_libraries_quiet() -> None:

@@ -3,19 +3,13 @@
 import math
 import numbers
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 from exporter.errors import ExportError
+from serving.shared.byte_sizes import bytes_of_text
 from serving.shared.suggest import did_you_mean
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
-    **{prefix + "b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
-}
 _LARGEST_SIZE = 2**31 - 1  # of an axis, which XLA counts in 32 bits
 # What people write for a value that is spelt otherwise here, where the nearest spelling would mislead.
 _OTHER_NAMES = {
@@ -179,7 +173,7 @@ class Checks:
 
     def memory(self, key: str, value: object) -> int:
         """Bytes, at least one: a whole number, or a text with a unit, such as "512MiB" or "1.5 GB"."""
-        size = int(value) if is_int(value) else _bytes_of_text(value)
+        size = int(value) if is_int(value) else bytes_of_text(value)
         if size is None or not 1 <= size < 1 << 63:
             self.wrong(key, "bytes as a whole number, or a text such as '512MiB', '1GiB' or '2GB', above 0", value)
             return 1
@@ -209,11 +203,3 @@ def _boolean_hint(value: object) -> str:
         if isinstance(value, bool)
         else ""
     )
-
-
-def _bytes_of_text(text: object) -> int | None:
-    match = re.fullmatch(r"\s*(\d+)(\.\d+)?\s*([a-zA-Z]*)\s*", text, re.ASCII) if isinstance(text, str) else None
-    if match is None or match[3].lower() not in _UNITS:
-        return None
-    unit = _UNITS[match[3].lower()]
-    return int(match[1]) * unit + int(float(match[2] or 0) * unit)

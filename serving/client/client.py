@@ -26,9 +26,9 @@ from serving.client.model import (
     VersionStatus,
 )
 from serving.client.parallel import run_all
-from serving.client.progress import Progress
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Transport
+from serving.shared.progress import Progress
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from serving.client.progress import Progress
+from serving.shared.progress import Progress
 
 
 class Terminal(io.StringIO):
