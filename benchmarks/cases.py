@@ -120,7 +120,9 @@ def keep_signals_alive(model: Any, images: np.ndarray) -> None:
     """
     import keras
 
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    from exporter.compat.keras_names import all_layers_in
+
+    layers = [layer for layer in all_layers_in(model) if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
@@ -132,6 +134,6 @@ def keep_signals_alive(model: Any, images: np.ndarray) -> None:
         square = keras.ops.mean(layer.moving_variance + layer.moving_mean**2)
         layer.moving_variance.assign(keras.ops.full(layer.moving_variance.shape, square))
         layer.moving_mean.assign(keras.ops.zeros(layer.moving_mean.shape))
-    for layer in model._flatten_layers():
+    for layer in all_layers_in(model):
         if layer.name.endswith("layer_scale"):
             layer.gamma.assign(keras.ops.full(layer.gamma.shape, 0.5))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
-from jax.experimental import jax2tf
 
+from exporter.compat import jax2tf_names
+from exporter.compat.jax_names import enable_x64
+from exporter.compat.neural_tangents_names import import_neural_tangents
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.functionalize.model_kinds import source_of
@@ -30,7 +31,6 @@ from exporter.ntk.neural_tangents_bridge import (
     empirical_ntk_fn,
     fastest_ntk_fn,
     implementations,
-    import_neural_tangents,
 )
 from exporter.ntk.sampled_traces import sampled_outputs
 
@@ -103,7 +103,7 @@ def empirical_ntk_fn_tf(
         _s_rules=_s_rules,
         _fwd=_fwd,
     )
-    converted = jax2tf.convert(
+    converted = jax2tf_names.convert(
         # Derivatives are of the type of what they are taken with respect to, so half precision must be widened before.
         lambda x1, x2, params, frozen: ntk_fn(x1, x2, jax.tree.map(widened, params), frozen=frozen),
         native_serialization_platforms=PLATFORMS,
@@ -111,7 +111,7 @@ def empirical_ntk_fn_tf(
     frozen = {path: tf.constant(value) for path, value in model.frozen.items()}
 
     def program(x1: PyTree, x2: PyTree, params: PyTree) -> PyTree:
-        with jax.experimental.enable_x64(model.is_float64):
+        with enable_x64(model.is_float64):
             return converted(x1, x2, params, frozen)
 
     return tf.function(program, jit_compile=True, autograph=False)

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
+from exporter.compat.jax_names import enable_x64
 from exporter.config import NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -220,7 +220,7 @@ def _engine(
         return np.asarray(value, np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def run(*arguments: Any) -> np.ndarray:
-        with jax.experimental.enable_x64():
+        with enable_x64():
             return np.asarray(kernel(*jax.tree.map(wide, arguments)))
 
     return run
@@ -253,5 +253,5 @@ def _counted(vjps: Vjps, of_kernel: int, note: Note) -> Vjps:
 def forward_in_float64(model: FunctionalModel, x: Batch) -> np.ndarray:
     """The model's output."""
     forward = with_convolutions_as_products(in_float64(model.apply_fn, model.trainable, model.frozen, x))
-    with jax.experimental.enable_x64():
+    with enable_x64():
         return np.asarray(jax.jit(forward)(model.trainable, model.frozen, tuple(map(jnp.asarray, x))))

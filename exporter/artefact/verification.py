@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.experimental
 import numpy as np
 
 from exporter.artefact.oracle import Batch, Oracle, Proof, forward_in_float64, oracle_of
 from exporter.artefact.reloading import run_saved_model
+from exporter.compat.jax_names import enable_x64
 from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
@@ -257,7 +257,7 @@ def _jumps(
 
         trainable, others, x = jax.tree.map(moved, arrays, signs)
         there = {"x": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
-        with jax.experimental.enable_x64():
+        with enable_x64():
             return _kernels(oracle, trainable, there, others, list(kernels), coupled)
 
     largest = {name: np.zeros_like(kernel) for name, kernel in kernels.items()}

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters.partial_eval import dce_jaxpr
 
+from exporter.compat.jax_names import dce_jaxpr
 from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
 from exporter.functionalize.examples import Examples

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from exporter.compat import keras_names
+from exporter.compat.tensorflow_names import AutoTrackable, concrete_functions
 from exporter.errors import ExportError
 from exporter.functionalize.structures import leaves, map_leaves
 from exporter.functionalize.variable_paths import variable_paths
@@ -53,7 +55,7 @@ def source_of(model: Any) -> Source:
         return _function(model)
     if isinstance(model, tf.Module):
         return _module(model)
-    if isinstance(model, tf.__internal__.tracking.AutoTrackable):
+    if isinstance(model, AutoTrackable):
         return _restored(model)
     raise ExportError(
         "Expected a Keras model, a tf.Module, a tf.function, a pair (tf.function, params) or an object from "
@@ -89,10 +91,10 @@ def _keras3(model: Any) -> Source:
             f"Expected Keras to run on TensorFlow, received the {keras.backend.backend()} backend; set the environment "
             "variable KERAS_BACKEND=tensorflow before Keras is imported."
         )
-    functional = model._functional if isinstance(model, keras.Sequential) and model.built else model
-    structure = getattr(functional, "_inputs_struct", None)
+    functional = keras_names.functional_of(model) if isinstance(model, keras.Sequential) and model.built else model
+    structure = keras_names.inputs_of(functional)
     if structure is not None:
-        names = _input_names(structure, lambda tensor: tensor._keras_history.operation.name)
+        names = _input_names(structure, lambda tensor: keras_names.operation_of(tensor).name)
         inputs = _named(map_leaves(_keras3_spec, structure), names)
         call = _inference(model)
     else:
@@ -124,7 +126,7 @@ def _inference_positional(model: Any) -> Callable[[Any], Any]:
 @contextlib.contextmanager
 def _without_cudnn(model: Any) -> Iterator[None]:
     """RNN layers use their loop, not cuDNN's kernel, also where there is a GPU."""
-    previous = [(layer, layer.use_cudnn) for layer in model._flatten_layers() if hasattr(layer, "use_cudnn")]
+    previous = [(layer, layer.use_cudnn) for layer in keras_names.all_layers_in(model) if hasattr(layer, "use_cudnn")]
     try:
         for layer, _ in previous:
             layer.use_cudnn = False
@@ -144,7 +146,7 @@ def _keras3_spec(tensor: Any) -> tf.TypeSpec:
 
 def _keras3_recorded_inputs(model: Any) -> list[Any]:
     """The positional inputs of a subclassed model, from the shapes that Keras recorded when it was first called."""
-    shapes = getattr(model, "_build_shapes_dict", None)
+    shapes = keras_names.recorded_shapes(model)
     if not model.built or not shapes:
         raise _not_built(model)
 
@@ -284,10 +286,7 @@ def _signatures(function: Any) -> list[tuple[Any, Any]]:
         return [function.structured_input_signature]
     if getattr(function, "input_signature", None) is not None:
         return [function.get_concrete_function().structured_input_signature]
-    concrete = getattr(function, "concrete_functions", None)
-    if concrete is None:
-        concrete = function._list_all_concrete_functions()
-    return [c.structured_input_signature for c in concrete]
+    return [c.structured_input_signature for c in concrete_functions(function)]
 
 
 def _signature(function: Any, name: str) -> tuple[Any, Any]:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
+from exporter.compat.tensorflow_names import gradient_registry
 from exporter.functionalize.tf_ops import Edge, GraphFunction, Library, Replacement
 
 
@@ -56,7 +56,7 @@ def given_gradients(traced: Any, function: GraphFunction, *, keep_half: bool) ->
 
 def _gradient(operation: tf.Operation) -> tuple[Any, list[int]]:
     """The custom gradient of an operation as a tf.ConcreteFunction of cotangents, and the inputs that it is of."""
-    registered = ops.gradient_registry.lookup(operation.get_attr("_gradient_op_type").decode())
+    registered = gradient_registry.lookup(operation.get_attr("_gradient_op_type").decode())
     differentiated: list[int] = []
 
     def gradient(*cotangents: tf.Tensor) -> list[tf.Tensor]:

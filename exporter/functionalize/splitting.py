@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2, types_pb2
 
+from exporter.compat.tensorflow_names import function_pb2, types_pb2
 from exporter.errors import ExportError
 from exporter.functionalize.examples import Examples
 from exporter.functionalize.front import Front, front_function

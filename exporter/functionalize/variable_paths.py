@@ -16,6 +16,8 @@ from typing import Any
 
 import keras
 
+from exporter.compat.keras_names import inputs_of, layers_in, own_variables
+
 
 def variable_paths(model: Any) -> list[tuple[str, Any]]:
     """The variables of a Keras 3 model, in its order, each with its path, which others may have too."""
@@ -40,13 +42,13 @@ def _walk(layer: Any, scope: tuple[str, ...], in_file: bool, seen: set[int]) -> 
     is_model = isinstance(layer, keras.Model)
     # A functional model's layers were built when they were called, outside of it; those of a model that a file holds
     # are when the loaded model is called on the shapes of its inputs.
-    inner = () if hasattr(layer, "_inputs_struct") or (is_model and in_file) else scope
+    inner = () if inputs_of(layer) is not None or (is_model and in_file) else scope
     holds_all = is_model and type(layer).__module__.startswith("keras.")  # Keras' own: functional and Sequential
-    held = frozenset() if holds_all or not in_file or not layer._layers else _held(layer)
-    for child in layer._layers:
+    held = frozenset() if holds_all or not in_file or not layers_in(layer) else _held(layer)
+    for child in layers_in(layer):
         child_in_file = in_file and (holds_all or type(child).__name__ in held)
         yield from _walk(child, (*(() if child_in_file else inner), child.name), child_in_file, seen)
-    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+    for variable in own_variables(layer):
         yield "/".join((*scope, variable.name)), variable
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import tensorflow as tf
-from jax.experimental import jax2tf
-from jax.extend.mlir import deserialize_portable_artifact, serialize_portable_artifact
 
+from exporter.compat import jax2tf_names
+from exporter.compat.jax_names import deserialize_portable_artifact, enable_x64, serialize_portable_artifact
+from exporter.compat.tensorflow_names import set_attribute
 from exporter.graph.traced import traced_once
 
 # The newest XlaCallModule that TF 2.19 to 2.21 and TF Serving 2.20 all read; JAX 0.7.2 would write 10.
@@ -48,7 +48,7 @@ def lower(
     Returns:
       A function of nests of tensors like the arguments, without gradient.
     """
-    converted = jax2tf.convert(
+    converted = jax2tf_names.convert(
         fn,
         with_gradient=False,
         polymorphic_shapes=polymorphic_shapes,
@@ -61,7 +61,7 @@ def lower(
         for op in tf.compat.v1.get_default_graph().get_operations():
             if op.type == "XlaCallModule":
                 module = _for_older_readers(op.get_attr("module"))
-                op._set_attr("module", tf.compat.v1.AttrValue(s=module))
+                set_attribute(op, "module", tf.compat.v1.AttrValue(s=module))
         return result
 
     return traced_once(program, jit_compile=True)
@@ -85,7 +85,7 @@ def _lowering(precision: str) -> Iterator[None]:
             jax.config.update(name, value)
         with (
             jax.default_matmul_precision(_MATMUL_PRECISION[precision]),
-            jax.experimental.enable_x64(precision == "float64"),
+            enable_x64(precision == "float64"),
         ):
             yield
     finally:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
+from exporter.compat.jax_names import enable_x64
 from exporter.functionalize import FunctionalModel
 from exporter.graph import serve_graph
 from exporter.graph.kernel_module import Compute
@@ -217,7 +217,7 @@ class _Program:
         """
         if precision == "float64":
             fn, results = in_float64(fn, *specs), None
-        with jax.experimental.enable_x64(precision == "float64"):
+        with enable_x64(precision == "float64"):
             self._results = jax.eval_shape(fn, *specs) if results is None else results
         self._run = lower(fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from exporter.compat.tensorflow_names import set_attribute
 from exporter.graph.traced import traced_once
 
 Batch = Sequence[tf.Tensor]
@@ -338,7 +339,7 @@ def _loop(count: tf.Tensor, body: Callable[[tf.Tensor, Any], Any], state: Any, *
     # As an op that calls its body. Lowered to Switch and Merge, which is the default, nested loops are broken by a
     # session's function optimizer ("has inputs from different frames", TF 2.21), and so in TF Serving.
     loop = next(op for op in reversed(tf.compat.v1.get_default_graph().get_operations()) if op.type in _LOOPS)
-    loop._set_attr("_lower_using_switch_merge", tf.compat.v1.AttrValue(b=False))
+    set_attribute(loop, "_lower_using_switch_merge", tf.compat.v1.AttrValue(b=False))
     return state
 
 

@@ -60,10 +60,12 @@ def is_model(value: Any) -> bool:
     import tensorflow as tf
     import tf_keras
 
+    from exporter.compat.tensorflow_names import AutoTrackable
+
     function = tf.types.experimental.Callable
     if isinstance(value, tuple):
         return len(value) == 2 and isinstance(value[0], function)
-    if isinstance(value, tf.__internal__.tracking.AutoTrackable):  # A tf.Module, or from tf.saved_model.load.
+    if isinstance(value, AutoTrackable):  # A tf.Module, or from tf.saved_model.load.
         return True
     return isinstance(value, keras.layers.Layer | tf_keras.layers.Layer | function)
 

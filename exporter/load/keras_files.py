@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from exporter.compat.keras_names import keras2_safe_mode
 from exporter.errors import ExportError
 
 _UNKNOWN_OBJECT = re.compile(
@@ -105,13 +106,12 @@ class _KerasFile:
 
     def _load_with_keras_2(self) -> object:
         import tf_keras
-        from tf_keras.src.saving.serialization_lib import SafeModeScope
 
         if self.safe_mode:  # tf_keras would import whatever module the file names; Keras 3 does not.
             for registered_name, name in _foreign_classes(self.config):
                 if tf_keras.saving.get_registered_object(registered_name) is None:
                     raise ExportError(self._needs(name))
-        with SafeModeScope(self.safe_mode):  # `safe_mode` itself is for archives only.
+        with keras2_safe_mode(self.safe_mode):  # `safe_mode` itself is for archives only.
             return tf_keras.saving.load_model(self.path, compile=False, safe_mode=self.safe_mode)
 
     def _explain(self, error: Exception) -> str:

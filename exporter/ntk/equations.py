@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from exporter.compat import jax_names
+from exporter.compat.jax_names import Jaxpr, JaxprEqn, Literal
 
 
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """The outputs of an equation, of the values of its inputs."""
-    subfuns, params = eqn.primitive.get_bind_params(eqn.params)
-    out = eqn.primitive.bind(*subfuns, *values, **params)
-    return out if eqn.primitive.multiple_results else [out]
+    return jax_names.bind(eqn.primitive, eqn.params, values)
 
 
 def evaluate(

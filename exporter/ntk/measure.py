@@ -14,6 +14,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from exporter.compat.jax_names import Tracer, eval_context, shaped_abstractify
+
 RUNS = 3
 RUNS_END_AFTER_SECONDS = 2.0
 
@@ -57,7 +59,7 @@ def measure_implementations(fns: Mapping[str, Callable[..., Any]], args: tuple[A
     """
     measurements: dict[str, Measurement] = {}
     reference = None
-    with jax.core.eval_context():
+    with eval_context():
         values = jax.tree.map(_concrete, args)
         for name, fn in fns.items():
             try:
@@ -104,7 +106,7 @@ def shapes_key(args: Any) -> Hashable | None:
         A hashable, or None if some dimension is symbolic (shape polymorphism), so that nothing can be measured.
     """
     leaves, structure = jax.tree.flatten(args)
-    avals = [jax.api_util.shaped_abstractify(leaf) for leaf in leaves]
+    avals = [shaped_abstractify(leaf) for leaf in leaves]
     if not all(isinstance(size, int) for aval in avals for size in aval.shape):
         return None
     return structure, tuple((aval.shape, aval.dtype) for aval in avals)
@@ -117,10 +119,10 @@ def _concrete(leaf: Any) -> Any:
     0.5 to 1.5 for vectors, which may be biases, scales or variances), so that deep models neither overflow nor meet
     denormal numbers; integers are 0 or 1, valid as indices into almost any table.
     """
-    if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+    if not isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
         return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     shape, dtype = leaf.shape, leaf.dtype
-    if isinstance(leaf, jax.core.Tracer) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, Tracer) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0, impl=str(jax.random.key_impl(cast(jax.Array, leaf)))), shape)
     rng = np.random.default_rng(0)
     if not jax.numpy.issubdtype(dtype, np.inexact):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from exporter.compat.jax_names import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, bind, enable_x64
 
 
 def in_float64(fn: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
@@ -26,14 +26,14 @@ def in_float64(fn: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
 
     Returns:
       A function of arguments whose floats may have any dtype, with float64 wherever `fn` returns a float; to be called,
-      traced or lowered where float64 is enabled (`jax.experimental.enable_x64`).
+      traced or lowered where float64 is enabled (`enable_x64`).
     """
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(specs)]
 
     def float64_fn(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
         own = [jax.ShapeDtypeStruct(jnp.shape(a), dtype) for a, dtype in zip(leaves, dtypes, strict=True)]
-        with jax.experimental.enable_x64(np.dtype(np.float64) in dtypes):
+        with enable_x64(np.dtype(np.float64) in dtypes):
             closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(tree, own))
         values = [
             jnp.asarray(leaf, _widened(traced.dtype)) for leaf, traced in zip(leaves, closed.in_avals, strict=True)
@@ -74,9 +74,7 @@ def _evaluate_eqn(eqn: JaxprEqn, values: list[Any]) -> Sequence[Any]:
         sub = params.get("jaxpr") or params["call_jaxpr"]
         sub, consts = (sub.jaxpr, sub.consts) if isinstance(sub, ClosedJaxpr) else (sub, ())
         return _evaluate(sub, consts, values)
-    subfuns, bind_params = eqn.primitive.get_bind_params({k: _widen_param(v) for k, v in params.items()})
-    out = eqn.primitive.bind(*subfuns, *values, **bind_params)
-    return out if eqn.primitive.multiple_results else [out]
+    return bind(eqn.primitive, {k: _widen_param(v) for k, v in params.items()}, values)
 
 
 def _widen_param(value: Any) -> Any:

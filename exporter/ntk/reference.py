@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.precision import in_float64
 from exporter.ntk.products import with_convolutions_as_products
 
@@ -138,7 +138,7 @@ class _Jacobian:
         self._variables, self._vjps = (trainable, frozen), vjps
         batch = (trainable, frozen, self._batch(0))
         fn = in_float64(apply_fn, *batch)
-        with jax.experimental.enable_x64():
+        with enable_x64():
             self._batch_shape = jax.eval_shape(fn, *batch).shape
         self.output_shape: tuple[int, ...] = self._batch_shape[1:]
 
@@ -146,7 +146,7 @@ class _Jacobian:
         """For each variable (examples, parts, outputs of a part, size of the variable)."""
         outputs = np.concatenate(parts)
         each = []
-        with jax.experimental.enable_x64():
+        with enable_x64():
             for n in range(*examples.indices(self.count)):
                 cotangents = np.zeros((len(outputs), self._batch_shape[0], math.prod(self.output_shape)))
                 cotangents[np.arange(len(outputs)), n if self._coupled else 0, outputs] = 1

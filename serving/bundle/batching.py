@@ -83,8 +83,7 @@ def write_rowwise(version: Path, target: Path) -> None:
       BatchingError: the export has no signature that could be batched.
       ManifestError: its manifest is damaged.
     """
-    from tensorflow.core.protobuf import saved_model_pb2
-
+    from serving.shared.tensorflow_names import saved_model_pb2
     from serving.shared.warmup_file import write_requests
 
     manifest = read_manifest(version)

@@ -18,12 +18,11 @@ import numpy as np
 import orjson
 import rapidjson
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.local_server import json_document, tensors
 from serving.local_server.errors import ServingError, invalid_argument
 from serving.local_server.json_document import JsonObject
+from serving.shared.tensorflow_names import meta_graph_pb2, types_pb2
 
 Format = Literal["row", "column"]
 

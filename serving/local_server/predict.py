@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
 from serving.local_server import json_document, json_tensors, tensors
 from serving.local_server.errors import invalid_argument, resource_exhausted
 from serving.local_server.json_document import JsonObject
 from serving.local_server.servable import DEFAULT_SIGNATURE, Servable
+from serving.shared.tensorflow_names import meta_graph_pb2
 
 _SIGNATURE_DEF = "signature_def"
 

@@ -16,12 +16,10 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
-from tensorflow.python.framework import ops
-from tensorflow.python.saved_model import loader_impl
 
 from serving.local_server.errors import ServingError, from_tensorflow, invalid_argument
 from serving.shared.model_server import session_config
+from serving.shared.tensorflow_names import SavedModelLoader, config_pb2, dismantle_graph, make_callable, meta_graph_pb2
 
 DEFAULT_SIGNATURE = "serving_default"
 _CALLABLES = 64  # kept, of those for each signature and choice of outputs
@@ -43,11 +41,10 @@ class Servable:
         config.gpu_options.allow_growth = True  # two versions are loaded during a swap
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
-            # tf.compat.v1.saved_model.load is the same with a warning that sessions are old.
-            meta_graph = loader_impl.SavedModelLoader(str(path)).load(self._session, [tf.saved_model.SERVING])
+            meta_graph = SavedModelLoader(str(path)).load(self._session, [tf.saved_model.SERVING])
         except BaseException:
             self._session.close()
-            ops.dismantle_graph(self._session.graph)
+            dismantle_graph(self._session.graph)
             raise
         # Copies, because a part of a message keeps all of it in memory, and the graph may be large.
         self.signatures = {name: _copy(signature) for name, signature in meta_graph.signature_def.items()}
@@ -102,7 +99,7 @@ class Servable:
         """Frees the model now, rather than when Python next looks for cycles, which graphs are full of."""
         self._callable.cache_clear()
         self._session.close()
-        ops.dismantle_graph(self._session.graph)
+        dismantle_graph(self._session.graph)
 
 
 def _make_callable(
@@ -119,7 +116,7 @@ def _make_callable(
     )
     dtypes = [np.dtype(tf.dtypes.as_dtype(info.dtype).as_numpy_dtype) for _, info in inputs]
     aliases = [alias for alias, _ in inputs]
-    return session._make_callable_from_options(options), list(zip(aliases, dtypes, strict=True))
+    return make_callable(session, options), list(zip(aliases, dtypes, strict=True))
 
 
 def _as_array(result: Any) -> np.ndarray:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from serving.local_server.errors import ServingError, invalid_argument
+from serving.shared.tensorflow_names import tensor_pb2, types_pb2
 
 MAX_RANK = 64  # of NumPy's arrays; TensorFlow's end at 254
 

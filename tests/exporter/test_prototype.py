@@ -11,8 +11,8 @@ import tensorflow as tf
 import tf_keras
 
 from exporter import empirical_ntk_fn_tf, get_apply_fn_and_params
+from exporter.compat.neural_tangents_names import import_neural_tangents
 from exporter.errors import ExportError
-from exporter.ntk.neural_tangents_bridge import import_neural_tangents
 
 IMPLEMENTATIONS = ("auto", "layerwise", "jacobian_contraction", "ntk_vector_products", "structured_derivatives")
 

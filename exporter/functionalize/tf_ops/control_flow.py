@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from exporter.compat.jax_names import Tracer
 from exporter.functionalize.tf_ops.graph import Library, is_known
 from exporter.functionalize.tf_ops.registry import OpFunction, converts
 
@@ -38,7 +39,7 @@ def _branch(index: Any, branches: list[Any], operands: tuple[Any, ...]) -> tuple
 
     Known operands stay known inside of the branches, and the branches' results are promoted to common types.
     """
-    if is_known(index) or not isinstance(index, jax.core.Tracer):
+    if is_known(index) or not isinstance(index, Tracer):
         return branches[int(index)](*operands)
     shapes = [jax.eval_shape(lambda branch=branch: branch(*operands)) for branch in branches]
     dtypes = [jnp.result_type(*(result.dtype for result in results)) for results in zip(*shapes, strict=True)]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.special
 import tensorflow as tf
-from tf2jax._src import numpy_compat
 
+from exporter.compat.tf2jax_names import numpy_compat
 from exporter.functionalize.tf_ops.graph import Library
 from exporter.functionalize.tf_ops.registry import OpFunction, converts, simple
 

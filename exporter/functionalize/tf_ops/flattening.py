@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tensorflow.core.framework import function_pb2
+from exporter.compat.tensorflow_names import function_pb2
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 

@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
-from tensorflow.python.framework import op_def_registry
 
+from exporter.compat.tensorflow_names import op_def_registry, types_pb2
 from exporter.errors import ExportError
 from exporter.functionalize.tf_ops import registry
 from exporter.functionalize.tf_ops.half_precision import in_float32

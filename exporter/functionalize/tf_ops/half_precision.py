@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
+
+from exporter.compat.tensorflow_names import types_pb2
 
 _HALF_TYPES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
 

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
-from jax.interpreters import partial_eval
 
+from exporter.compat.jax_names import ClosedJaxpr, Tracer, dce_jaxpr_consts, jaxpr_as_fun
 from exporter.functionalize.tf_ops.graph import Library, is_known
 from exporter.functionalize.tf_ops.registry import OpFunction, converts
 from exporter.functionalize.tf_ops.tensor_lists import UnwrittenList
@@ -93,17 +92,15 @@ def _run(
 
     specs = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in carry]
     cond_jaxpr, step_jaxpr = jax.make_jaxpr(condition)(*specs), jax.make_jaxpr(typed_step)(*specs)
-    run_step = core.jaxpr_as_fun(step_jaxpr)
+    run_step = jaxpr_as_fun(step_jaxpr)
     trips = _count_trips(cond_jaxpr, step_jaxpr, [np.asarray(v) if is_known(v) else None for v in initial])
     if trips is not None:
         return jax.lax.scan(lambda values, _: (run_step(*values), None), carry, None, length=trips)[0], True
-    run_condition = core.jaxpr_as_fun(cond_jaxpr)
+    run_condition = jaxpr_as_fun(cond_jaxpr)
     return jax.lax.while_loop(lambda values: run_condition(*values)[0], lambda values: run_step(*values), carry), False
 
 
-def _count_trips(
-    cond_jaxpr: core.ClosedJaxpr, step_jaxpr: core.ClosedJaxpr, initial: Sequence[np.ndarray | None]
-) -> int | None:
+def _count_trips(cond_jaxpr: ClosedJaxpr, step_jaxpr: ClosedJaxpr, initial: Sequence[np.ndarray | None]) -> int | None:
     """The number of iterations; None if it depends on a value that is not known (None in `initial`, or a tracer)."""
     needed = _used(cond_jaxpr, [True], [False] * len(initial))[1]
     while True:
@@ -127,15 +124,15 @@ def _count_trips(
 
 
 def _used(
-    closed: core.ClosedJaxpr, outputs: Sequence[bool], inputs: Sequence[bool]
+    closed: ClosedJaxpr, outputs: Sequence[bool], inputs: Sequence[bool]
 ) -> tuple[Callable[..., list[Any]] | None, list[bool]]:
     """The part of a jaxpr that computes some of its outputs, and which inputs it uses (at least those in `inputs`).
 
     The part is None if it uses a constant that is itself being traced.
     """
     keep = [False] * len(closed.consts) + list(inputs)
-    sliced, used_consts, used_inputs = partial_eval.dce_jaxpr_consts(closed.jaxpr, list(outputs), instantiate=keep)
+    sliced, used_consts, used_inputs = dce_jaxpr_consts(closed.jaxpr, list(outputs), instantiate=keep)
     consts = [const for const, is_used in zip(closed.consts, used_consts, strict=True) if is_used]
-    if any(isinstance(const, jax.core.Tracer) for const in consts):
+    if any(isinstance(const, Tracer) for const in consts):
         return None, list(used_inputs)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(sliced, consts)), list(used_inputs)
+    return jaxpr_as_fun(ClosedJaxpr(sliced, consts)), list(used_inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tf2jax._src import ops as tf2jax_ops
+from exporter.compat import tf2jax_names
 
 # A converter reads a NodeDef once and returns the op as a function: input values -> output value, or a tuple of them.
 # Beside the node it gets the functions that the graph calls, by name, a `graph.Library`.
@@ -55,15 +55,11 @@ def is_random(op_name: str) -> bool:
 
 def is_supported(op_name: str) -> bool:
     """Whether there is a converter for the TensorFlow op."""
-    return op_name in _CONVERTERS or not tf2jax_ops.get_unsupported_operations([op_name])
+    return op_name in _CONVERTERS or tf2jax_names.is_supported(op_name)
 
 
 def convert_node(node: Any, library: Mapping[str, OpFunction]) -> OpFunction:
     """The op of a NodeDef as a function; KeyError if there is no converter (see `is_supported`)."""
     if node.op in _CONVERTERS:
         return _CONVERTERS[node.op](node, library)
-    function = tf2jax_ops.get_parser(node.op)(node)
-    if isinstance(function, tf2jax_ops._HigherOrderFunction):
-        inner = {key: library[name] for key, name in function.inner_fn_names.items()}
-        return lambda *args: function(*args, **inner)
-    return function
+    return tf2jax_names.convert(node, library)

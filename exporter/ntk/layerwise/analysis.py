@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from exporter.compat.jax_names import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import linear, rules, uses
 from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
 
+from exporter.compat.jax_names import JaxprEqn
 from exporter.ntk.equations import aval, bind
 
 Array = Any

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn
 
+from exporter.compat.jax_names import Jaxpr, JaxprEqn
 from exporter.ntk.equations import bind, evaluate
 from exporter.ntk.layerwise import uses
 

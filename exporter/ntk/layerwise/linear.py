@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from exporter.compat.jax_names import Jaxpr, JaxprEqn, Literal, Var
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import uses
 

@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import JaxprEqn
 
+from exporter.compat.jax_names import JaxprEqn, set_xla_metadata
 from exporter.ntk.equations import bind, evaluate
 from exporter.ntk.layerwise import convolution, pooling
 

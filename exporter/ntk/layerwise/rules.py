@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
 
+from exporter.compat.jax_names import JaxprEqn
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import convolution
 from exporter.ntk.layerwise.sites import Array, Rule, Site

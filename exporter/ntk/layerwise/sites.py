@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import JaxprEqn
-
+from exporter.compat.jax_names import JaxprEqn
 from exporter.ntk.layerwise.lowering import Lowering
 
 Array = Any

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
-
+from exporter.compat.jax_names import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from exporter.ntk.equations import aval
 
 CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from jax import export
-from jax.experimental import enable_x64
 
+from exporter.compat.jax_names import enable_x64
 from exporter.errors import ExportError
 from exporter.functionalize import TensorSpec, functionalize
 from exporter.functionalize.tracing import trace

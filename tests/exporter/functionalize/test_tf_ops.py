@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from jax.experimental import enable_x64
 
+from exporter.compat.jax_names import ClosedJaxpr, enable_x64
 from exporter.errors import ExportError
 from exporter.functionalize.tf_ops import GraphFunction, Library, random_operations, unsupported_operations
 
@@ -219,7 +219,7 @@ def _primitives(function, *arrays):
         for equation in jaxpr.eqns:
             names.add(equation.primitive.name)
             for value in equation.params.values():
-                if isinstance(value, jax.extend.core.ClosedJaxpr):
+                if isinstance(value, ClosedJaxpr):
                     collect(value.jaxpr)
 
     collect(jax.make_jaxpr(function)(*arrays).jaxpr)

@@ -10,9 +10,9 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
-from jax.extend.mlir import deserialize_portable_artifact
 from tensorflow.core.protobuf import saved_model_pb2
 
+from exporter.compat.jax_names import deserialize_portable_artifact
 from exporter.graph.lowering import CALLING_CONVENTION_VERSION, lower
 
 PARAMS = {"w": np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)}

@@ -3,12 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.precision import in_float64
 
 
 @pytest.fixture(autouse=True)
-def enable_x64():
-    with jax.experimental.enable_x64():
+def x64():
+    with enable_x64():
         yield
 
 

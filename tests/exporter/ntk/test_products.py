@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from jax import lax
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.products import with_convolutions_as_products
 
 
 @pytest.fixture(autouse=True)
-def enable_x64():
-    with jax.experimental.enable_x64():
+def x64():
+    with enable_x64():
         yield
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.neural_tangents_bridge import empirical_ntk_fn
 from exporter.ntk.reference import contract_axes, reference_ntk
 
@@ -44,7 +45,7 @@ def examples(n, seed=0):
 
 def by_hand(fn, x1, x2, einsum, size):
     """jax.jacobian in float64, contracted."""
-    with jax.experimental.enable_x64():
+    with enable_x64():
         trainable, frozen, x1, x2 = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (TRAINABLE, FROZEN, x1, x2))
         sides = (jax.tree.leaves(jax.jacobian(fn)(trainable, frozen, x)) for x in (x1, x2))
         rows = [[leaf.reshape(*leaf.shape[:4], -1) for leaf in side] for side in sides]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.experimental import enable_x64
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.analysis import Sort, Trace
 from exporter.ntk.layerwise.convolution import Window, bind_on_cpu, fold, folds, patches, patches_on_cpu

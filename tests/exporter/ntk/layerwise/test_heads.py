@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import heads
 from exporter.ntk.layerwise.engine import LayerwiseParts, layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
@@ -196,7 +197,7 @@ def test_factor(rank, dtype):
     """Of matrices of any rank, with rows of very different sizes."""
     rng = np.random.default_rng(rank)
     w = rng.normal(size=(40, rank)) * 10.0 ** rng.uniform(-3, 3, (40, 1))
-    with jax.experimental.enable_x64(dtype == np.float64):
+    with enable_x64(dtype == np.float64):
         m = jnp.asarray(w @ w.T, dtype)
         r = np.asarray(jax.jit(heads.factor)(m), np.float64)
     np.testing.assert_allclose(r @ r.T, m, rtol=0, atol=4 * np.finfo(dtype).eps * np.max(np.abs(m)))
@@ -206,7 +207,7 @@ def test_factor_traced_in_float32_and_evaluated_in_float64():
     """As kernels with precision float64 are."""
     rng = np.random.default_rng(0)
     w = rng.normal(size=(40, 50)) * 10.0 ** rng.uniform(-6, 0, (40, 1))
-    with jax.experimental.enable_x64():
+    with enable_x64():
         r = np.asarray(jax.jit(in_float64(heads.factor, jax.ShapeDtypeStruct((40, 40), np.float32)))(w @ w.T))
     assert np.max(np.abs(r @ r.T - w @ w.T)) < 1e-14 * np.max(w @ w.T)
 
