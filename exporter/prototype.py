@@ -1,10 +1,11 @@
 """`neural_tangents.experimental` for today's TensorFlow, Keras and JAX: the same functions, for more models.
 
-Importing this module makes `import neural_tangents` work as well.
+Importing this module makes `import neural_tangents` work as well, where that is installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from exporter.compat import jax2tf_names
 from exporter.compat.jax_names import enable_x64
-from exporter.compat.neural_tangents_names import import_neural_tangents
+from exporter.compat.neural_tangents_names import NeuralTangentsError, import_neural_tangents
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.functionalize.model_kinds import source_of
@@ -41,7 +42,8 @@ Params = Mapping[str, Any]
 
 PLATFORMS = ("cpu", "cuda")
 
-import_neural_tangents()
+with contextlib.suppress(NeuralTangentsError):  # said by those implementations of the kernel that need it
+    import_neural_tangents()
 
 
 def empirical_ntk_fn_tf(
@@ -162,9 +164,10 @@ def _ntk_fn(model: _Model, implementation: int | str, **settings: Any) -> NtkFn:
     if implementation == "layerwise":
         return _layerwise_ntk_fn(model, **settings)
     if implementation in (IMPLEMENTATIONS["auto"], "auto") and settings["vmap_axes"] in (0, None):
-        return fastest_ntk_fn(
-            {**implementations(model.apply_fn, **settings), "layerwise": _layerwise_ntk_fn(model, **settings)}
-        )
+        candidates = {}
+        with contextlib.suppress(NeuralTangentsError):
+            candidates = implementations(model.apply_fn, **settings)
+        return fastest_ntk_fn({**candidates, "layerwise": _layerwise_ntk_fn(model, **settings)})
     return empirical_ntk_fn(model.apply_fn, implementation=implementation, **settings)
 
 

@@ -1,8 +1,8 @@
-"""neural-tangents 0.6.5 on today's JAX.
+"""neural-tangents 0.6.5 on today's JAX. Seen with JAX 0.7.1 to 0.10.2.
 
-It was last released in 2023. JAX and SciPy have since moved or dropped names and arguments that it uses, and nothing
-else that it needs. `import_neural_tangents` gives those names to neural-tangents' own modules and to nobody else: JAX
-and SciPy are not touched, neither during the import nor after it.
+It was last released in 2023. JAX and SciPy have since moved, changed or dropped names that it uses, and nothing else
+that it needs. `import_neural_tangents` gives those names to neural-tangents' own modules and to nobody else: JAX and
+SciPy are not touched, neither during the import nor after it.
 """
 
 import builtins
@@ -21,9 +21,13 @@ import jax
 import jax.extend
 import jax.interpreters.ad
 import jax.numpy
-import jax.util
 import numpy as np
 import scipy.linalg
+
+from exporter.compat.jax_names import JaxprEqn, bind
+from exporter.errors import ExportError
+
+JAX = ("0.7.1", "0.10.2")  # the first and the last that it was tried with
 
 _LOCK = threading.Lock()
 
@@ -32,16 +36,36 @@ def import_neural_tangents() -> types.ModuleType:
     """Imports neural-tangents and returns it; from then on a plain `import neural_tangents` works as well.
 
     `neural_tangents.experimental`, the only part that needs TensorFlow and tf2jax, is imported when it is first used.
+
+    Raises:
+        NeuralTangentsError: it is not installed, or needs what the installed JAX has no more.
     """
     with _LOCK:
-        if "neural_tangents" not in sys.modules:
-            _forget_failed_import()
-            with _views_for_neural_tangents(), _experimental_left_out():
-                importlib.import_module("neural_tangents")
-            nt = sys.modules["neural_tangents"]
-            nt.__getattr__ = _import_experimental  # type: ignore[method-assign]  # PEP 562
-            sys.modules["neural_tangents._src.empirical"]._get_flops = _flops  # type: ignore[attr-defined]
-    return importlib.import_module("neural_tangents")
+        try:
+            if "neural_tangents" not in sys.modules:
+                _forget_failed_import()
+                _import()
+            return importlib.import_module("neural_tangents")
+        except (ImportError, AttributeError) as error:
+            raise NeuralTangentsError(
+                f"Expected neural-tangents 0.6.5 and a JAX that it runs with, for its implementations of the kernel; "
+                f"received JAX {jax.__version__} and {type(error).__name__}: {error}. Install jax>={JAX[0]},<={JAX[1]} "
+                "and neural-tangents, or choose the implementation 'layerwise', which does without."
+            ) from error
+
+
+class NeuralTangentsError(ExportError):
+    """neural-tangents cannot be imported."""
+
+
+def _import() -> None:
+    with _views_for_neural_tangents(), _experimental_left_out():
+        importlib.import_module("neural_tangents")
+    nt = sys.modules["neural_tangents"]
+    nt.__getattr__ = _import_experimental  # type: ignore[method-assign]  # PEP 562
+    empirical: Any = sys.modules["neural_tangents._src.empirical"]
+    empirical._get_flops = _flops
+    empirical._eqn_vjp_fn = _cotangents_of_inputs
 
 
 class _View(types.ModuleType):
@@ -63,6 +87,10 @@ def _safe_zip(*args: Sequence[Any]) -> list[tuple[Any, ...]]:
     return list(zip(*args, strict=True))
 
 
+def _dtype(x: Any) -> np.dtype:
+    return np.dtype(getattr(x, "dtype", x))
+
+
 def _shape(x: Any) -> tuple[int, ...]:
     return x.shape if hasattr(x, "shape") else np.shape(x)
 
@@ -72,8 +100,23 @@ def _size(x: Any, axis: int | None = None) -> int:
 
 
 def _wrap_init(f: Callable[..., Any]) -> jax.extend.linear_util.WrappedFun:
-    debug_info = jax.core.DebugInfo("neural_tangents", "apply_fn", (), ())
+    of = jax.extend.core if hasattr(jax.extend.core, "DebugInfo") else jax.core
+    debug_info = of.DebugInfo("neural_tangents", "apply_fn", (), ())
     return jax.extend.linear_util.wrap_init(f, debug_info=debug_info)
+
+
+class _Unknown:
+    """What linearization knows of an output's derivative."""
+
+    def is_known(self) -> bool:
+        return False
+
+
+def _linearize(f: jax.extend.linear_util.WrappedFun, *primals: Any, has_aux: bool) -> tuple[Any, Any, Any, Any]:
+    """`ad.linearize` until JAX 0.7: f(*primals), and its derivative as a jaxpr of the primals' tangents."""
+    outputs, derivative = jax.linearize(f.call_wrapped, *primals)
+    closed = jax.make_jaxpr(derivative)(*primals)
+    return outputs, [_Unknown() for _ in outputs], closed.jaxpr, closed.consts
 
 
 def _eigvalsh(a: Any, eigvals: tuple[int, int] | None = None, **kwargs: Any) -> np.ndarray:
@@ -91,18 +134,20 @@ def _views() -> dict[str, types.ModuleType]:
     * `eigvalsh` has renamed an argument.
     """
     moved = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
-    core = _View(jax.core, **{name: getattr(jax.extend.core, name) for name in moved})
-    util = _View(jax.util, safe_map=_safe_map, safe_zip=_safe_zip)
+    core = _View(jax.core, DShapedArray=_Unknown, **{name: getattr(jax.extend.core, name) for name in moved})
+    util = _View(types.ModuleType("jax.util"), safe_map=_safe_map, safe_zip=_safe_zip)
     ad = _View(
         jax.interpreters.ad,
         config=types.SimpleNamespace(jax_enable_checks=False),
+        linearize=_linearize,
+        reducing_transposes={},
         source_info_util=jax.extend.source_info_util,
         zeros_like_p=jax.extend.core.Primitive("zeros_like"),
     )
     interpreters = _View(jax.interpreters, ad=ad)
     linear_util = _View(jax.extend.linear_util, wrap_init=_wrap_init)
     extend = _View(jax.extend, linear_util=linear_util)
-    numpy = _View(jax.numpy, shape=_shape, size=_size)
+    numpy = _View(jax.numpy, dtype=_dtype, shape=_shape, size=_size)
     root = _View(jax, core=core, extend=extend, interpreters=interpreters, numpy=numpy, util=util)
     root_scipy = _View(scipy, linalg=_View(scipy.linalg, eigvalsh=_eigvalsh))
     views = (root, core, extend, linear_util, interpreters, ad, numpy, util, root_scipy)
@@ -117,8 +162,10 @@ class _Loader(importlib.machinery.SourceFileLoader):
         self._views = views
 
     def exec_module(self, module: types.ModuleType) -> None:
-        def import_view(*args: Any, **kwargs: Any) -> types.ModuleType:
-            imported = builtins.__import__(*args, **kwargs)
+        def import_view(name: str, *args: Any, **kwargs: Any) -> types.ModuleType:
+            if name == "jax.util":
+                return self._views[name]
+            imported = builtins.__import__(name, *args, **kwargs)
             return self._views.get(imported.__name__, imported)
 
         vars(module)["__builtins__"] = vars(builtins) | {"__import__": import_view}
@@ -180,3 +227,33 @@ def _flops(f: Callable[..., Any], optimize: bool, *args: Any, **kwargs: Any) -> 
     lowered = jax.jit(f).lower(*args, **kwargs)
     analysis: Any = (lowered.compile() if optimize else lowered).cost_analysis()
     return analysis["flops"]
+
+
+def _cotangents_of_inputs(eqn: JaxprEqn | None, cotangent: Any, *values: Any) -> Sequence[Any]:
+    """For neural-tangents' structured derivatives: `_eqn_vjp_fn`, of JAX's rules as they are since JAX 0.8.
+
+    Args:
+        eqn: an equation with one output, linear in the inputs that have no value; None stands for the identity.
+        cotangent: of its output.
+        values: of its inputs, or UndefinedPrimal.
+
+    Returns:
+        The cotangents of the inputs without a value, None or Zero of the others.
+    """
+    if eqn is None:
+        return (cotangent,)
+    ad = jax.interpreters.ad
+    if eqn.primitive in ad.primitive_transposes:
+        return ad.primitive_transposes[eqn.primitive](cotangent, *values, **eqn.params)
+    if type(cotangent) is ad.Zero:
+        return [None] * len(values)
+    unknown = [i for i, value in enumerate(values) if ad.is_undefined_primal(value)]
+
+    def linear(*inputs: Any) -> Any:
+        merged = dict(enumerate(values)) | dict(zip(unknown, inputs, strict=True))
+        (output,) = bind(eqn.primitive, eqn.params, list(merged.values()))
+        return output
+
+    specs = [jax.ShapeDtypeStruct(values[i].aval.shape, values[i].aval.dtype) for i in unknown]
+    cotangents = dict(zip(unknown, jax.linear_transpose(linear, *specs)(cotangent), strict=True))
+    return [cotangents.get(i) for i in range(len(values))]

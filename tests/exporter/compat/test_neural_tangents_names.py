@@ -2,6 +2,9 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import pytest
+
 
 def run_python(code):
     """Runs code in a new process with warnings as errors, and returns what it printed."""
@@ -15,7 +18,7 @@ def test_import_leaves_jax_and_scipy_untouched():
     run_python("""
         import builtins, sys, threading, types, warnings
         import jax, jax.export, jax.example_libraries.stax, jax.flatten_util
-        import jax.extend, jax.interpreters.ad, jax.scipy, jax.util, numpy, scipy.linalg, scipy.special
+        import jax.extend, jax.interpreters.ad, jax.scipy, numpy, scipy.linalg, scipy.special
         import exporter.compat.neural_tangents_names as bridge
 
         def names(module):
@@ -30,7 +33,7 @@ def test_import_leaves_jax_and_scipy_untouched():
         nt = bridge.import_neural_tangents()
         modules_after, machinery_after = snapshot()
         assert machinery == machinery_after
-        assert not hasattr(jax.core, "Jaxpr") and not hasattr(jax.util, "safe_map")
+        assert not hasattr(jax.core, "Jaxpr") and not hasattr(sys.modules.get("jax.util"), "safe_map")
         for name, before in modules.items():
             added = modules_after[name].keys() - before.keys()
             assert not {n for n in added if f"{name}.{n}" not in modules_after}, (name, added)
@@ -89,3 +92,54 @@ def test_threads_that_import_at_the_same_time_get_the_same_module():
         assert len(modules) == 1
         assert callable(modules.pop().empirical_ntk_fn)
     """)
+
+
+MISSING = {
+    "not installed": ("sys.modules['neural_tangents'] = None", "ModuleNotFoundError"),
+    "a JAX that has dropped a name": ("import jax.interpreters.ad as ad; del ad.UndefinedPrimal", "UndefinedPrimal"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_without_it_everything_else_works(case):
+    statement, cause = MISSING[case]
+    out = run_python(f"""
+        import sys, warnings
+        {statement}
+        warnings.simplefilter("ignore")
+        import numpy as np, tensorflow as tf
+        from exporter import ExportError, empirical_ntk_fn_tf, get_apply_fn_and_params
+        from exporter.ntk.kernel import kernel_fn
+
+        class Scale(tf.Module):
+            input_shape = (None, 2)
+            def __init__(self):
+                super().__init__()
+                self.w = tf.Variable([[2.0], [3.0]])
+            def __call__(self, x):
+                return x @ self.w
+
+        x = np.float32([[1.0, 2.0]])
+        f, (apply_fn, params) = Scale(), get_apply_fn_and_params(Scale())
+        for implementation in (0, "layerwise"):
+            print(empirical_ntk_fn_tf(f, vmap_axes=0, implementation=implementation)(x, None, params).numpy())
+
+        def kernel(implementation):
+            of = lambda params, frozen, x: apply_fn(params, *x)
+            settings = dict(implementation=implementation, trace_axes=(-1,), diagonal_axes=())
+            return kernel_fn(of, **settings)(params, {{}}, (x,), (x,))
+
+        print(kernel("layerwise"))
+        for refused in (lambda: empirical_ntk_fn_tf(f), lambda: kernel("structured_derivatives")):
+            try:
+                refused()
+            except ExportError as error:
+                print(error)
+    """)
+    *kernels, refused, refused_too = out.splitlines()
+    assert kernels == ["[[5.]]"] * 3
+    for message in (refused, refused_too):
+        assert message.startswith("Expected neural-tangents 0.6.5 and a JAX that it runs with")
+        assert f"received JAX {jax.__version__} and " in message
+        assert cause in message
+        assert message.endswith("or choose the implementation 'layerwise', which does without.")
