@@ -23,8 +23,11 @@ from jax.experimental.xla_metadata import set_xla_metadata
 # Functions as data: what the engine, float64 and the conversion of loops work on.
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 
-# StableHLO in an older version than JAX writes.
+# StableHLO, read and written in an older version than JAX writes.
 from jax.extend.mlir import deserialize_portable_artifact, serialize_portable_artifact
+
+# Where MLIR lives while it is read.
+from jax.interpreters.mlir import make_ir_context
 
 # The part of a jaxpr that some of its outputs need, and which inputs that is of.
 from jax.interpreters.partial_eval import dce_jaxpr, dce_jaxpr_consts
@@ -40,13 +43,13 @@ __all__ = [
     "bind",
     "dce_jaxpr",
     "dce_jaxpr_consts",
-    "deserialize_portable_artifact",
     "enable_x64",
     "eval_context",
     "jaxpr_as_fun",
-    "serialize_portable_artifact",
     "set_xla_metadata",
     "shaped_abstractify",
+    "stablehlo_in_version",
+    "stablehlo_text",
 ]
 
 
@@ -68,3 +71,15 @@ def bind(primitive: Primitive, params: Mapping[str, Any], values: Sequence[Any])
     functions, bound = bound if isinstance(bound, tuple) else ((), bound)
     out = primitive.bind(*functions, *values, **bound)
     return out if primitive.multiple_results else [out]
+
+
+def stablehlo_in_version(module: bytes, version: str) -> bytes:
+    """A serialized StableHLO module as that version of StableHLO has it."""
+    with make_ir_context():  # for JAX 0.10, which reads a module into it; earlier ones read it into text
+        return serialize_portable_artifact(deserialize_portable_artifact(module), version)
+
+
+def stablehlo_text(module: bytes) -> str:
+    """A serialized StableHLO module as text."""
+    with make_ir_context():
+        return str(deserialize_portable_artifact(module))

@@ -10,7 +10,7 @@ import jax
 import tensorflow as tf
 
 from exporter.compat import jax2tf_names
-from exporter.compat.jax_names import deserialize_portable_artifact, enable_x64, serialize_portable_artifact
+from exporter.compat.jax_names import enable_x64, stablehlo_in_version
 from exporter.compat.tensorflow_names import set_attribute
 from exporter.graph.traced import traced_once
 
@@ -60,16 +60,11 @@ def lower(
             result = converted(*args)
         for op in tf.compat.v1.get_default_graph().get_operations():
             if op.type == "XlaCallModule":
-                module = _for_older_readers(op.get_attr("module"))
+                module = stablehlo_in_version(op.get_attr("module"), STABLEHLO_VERSION)
                 set_attribute(op, "module", tf.compat.v1.AttrValue(s=module))
         return result
 
     return traced_once(program, jit_compile=True)
-
-
-def _for_older_readers(module: bytes) -> bytes:
-    """A serialized StableHLO module in the version of STABLEHLO_VERSION."""
-    return serialize_portable_artifact(deserialize_portable_artifact(module), STABLEHLO_VERSION)
 
 
 @contextlib.contextmanager

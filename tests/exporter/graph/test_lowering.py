@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from exporter.compat.jax_names import deserialize_portable_artifact
+from exporter.compat.jax_names import stablehlo_text
 from exporter.graph.lowering import CALLING_CONVENTION_VERSION, lower
 
 PARAMS = {"w": np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)}
@@ -87,7 +87,7 @@ def test_float64():
 def test_precision_of_matrix_products(precision, tmp_path):
     """As the program asks of the accelerator; on a CPU all are float32."""
     (node,) = nodes(save(tmp_path, precision=precision), "XlaCallModule")
-    program = deserialize_portable_artifact(node.attr["module"].s)
+    program = stablehlo_text(node.attr["module"].s)
     products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
     wanted = {"float32": ["HIGHEST"], "tensorfloat32": ["HIGH"], "bfloat16": []}[precision]
     assert products
