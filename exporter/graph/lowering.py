@@ -14,9 +14,10 @@ from exporter.compat.jax_names import enable_x64, stablehlo_in_version
 from exporter.compat.tensorflow_names import set_attribute
 from exporter.graph.traced import traced_once
 
-# The newest XlaCallModule that TF 2.19 to 2.21 and TF Serving 2.20 all read; JAX 0.7.2 would write 10.
+# The newest XlaCallModule that TF 2.19 to 2.21 and TF Serving 2.20 all read; JAX 0.7.2 to 0.10.2 would write 10.
 CALLING_CONVENTION_VERSION = 9
-# TF 2.19 reads no newer StableHLO; JAX 0.7.2 writes 1.9.1, whose elementary functions (rsqrt_v2, tanh_v2) it rejects.
+# TF 2.19 reads no newer StableHLO; JAX 0.7.2 writes 1.12.1 and 0.10.2 1.15.0, whose elementary functions (rsqrt_v2,
+# tanh_v2) it rejects.
 STABLEHLO_VERSION = "1.8.0"
 
 # What products of float32 matrices may be rounded to, in JAX's names. CPUs always use float32. Those of half precision,
