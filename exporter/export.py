@@ -81,7 +81,7 @@ def export_savedmodel(
             note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
         with progress.stage("choose") as note:
             choice = choose(plan)
-            note(choice.summary)
+            note(choice.summary + plan.projection_warning)
         with progress.stage("lower") as note, without_graph_optimizers():
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))

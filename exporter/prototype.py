@@ -185,6 +185,7 @@ def ntk_features_fn(
     model, sketch = _from_model(f, trainable_only), Sketch(dimensions, seed)
 
     def features_fn(x: PyTree, params: Params) -> PyTree:
+        x, params = jax.tree.map(jnp.asarray, (x, dict(params)))
         outputs, structure = jax.tree.flatten(jax.eval_shape(model.apply_fn, params, x, model.frozen))
         inputs, structure_of_inputs = jax.tree.flatten(x)
 
@@ -199,7 +200,7 @@ def ntk_features_fn(
                 ]
 
             fn = projected_features_fn(apply_fn, sketch, trace_axes=axes, memory=memory)
-            return fn(params, model.frozen, tuple(map(jnp.asarray, inputs)))
+            return fn(params, model.frozen, tuple(inputs))
 
         return jax.tree.unflatten(structure, [features_of(k, output.ndim) for k, output in enumerate(outputs)])
 
