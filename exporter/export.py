@@ -86,7 +86,7 @@ def export_savedmodel(
             note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
         with progress.stage("choose") as note, plan.tracing():
             choice = choose(plan)
-            note(choice.summary)
+            note(choice.summary + plan.projection_warning)
         with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
             module = _build(plan, choice)
             note(", ".join(plan.export.platforms))

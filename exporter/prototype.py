@@ -187,7 +187,7 @@ def ntk_features_fn(
     model, sketch = _from_model(f, trainable_only), Sketch(dimensions, seed)
 
     def features_fn(x: PyTree, params: Params) -> PyTree:
-        x = jax.tree.map(jnp.asarray, x)
+        x, params = jax.tree.map(jnp.asarray, (x, dict(params)))
         outputs, structure = jax.tree.flatten(jax.eval_shape(model.apply_fn, params, x, model.frozen))
         inputs, structure_of_inputs = jax.tree.flatten(x)
 

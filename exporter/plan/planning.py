@@ -202,12 +202,15 @@ class Plan:
     @property
     def projection(self) -> str:
         """What `ntk_features` returns, for people."""
-        dimensions, seed = self.export.features.dimensions, self.export.features.seed
-        of = f"a random projection of each example's Jacobian, seed {seed}"
-        return f"{_spec('features', self.features_shape, self.kernel_dtype)}, {of}{self.projection_warning(dimensions)}"
+        of = f"a random projection of each example's Jacobian, seed {self.export.features.seed}"
+        return f"{_spec('features', self.features_shape, self.kernel_dtype)}, {of}{self.projection_warning}"
 
-    def projection_warning(self, dimensions: int) -> str:
-        """What is to be said of so many dimensions; empty if nothing is."""
+    @property
+    def projection_warning(self) -> str:
+        """What is to be said of the number of dimensions; empty if nothing is."""
+        if self.sketch is None:
+            return ""
+        dimensions = self.export.features.dimensions
         exact = self.differentiated_outputs * sum(v.size for v in self.model.trainable.values())
         if dimensions <= exact:
             return ""

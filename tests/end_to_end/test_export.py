@@ -120,7 +120,9 @@ def test_ntk_features(exported, name):
     measured = one.result.manifest["verification"]["features"]
     assert measured["dimensions"] == expected.shape[-1]
     if "ntk_symmetric" in one.plan.export.signatures:
-        assert 0.3 * measured["bound"] < measured["error"] < 2 * measured["bound"]
+        # The others have fewer numbers than features, which may all get a place of their own.
+        least = 0.3 * measured["bound"] if name == "many_outputs" else 0
+        assert least <= measured["error"] < 2 * measured["bound"]
 
 
 def test_features_of_an_export_after_further_training_are_of_the_same_projection(exported, tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import export_models
 import jax
 import jax.numpy as jnp
@@ -208,3 +210,17 @@ def test_model_without_trainable_variables():
     model.trainable = False
     with pytest.raises(ExportError, match="trainable variables"):
         make_plan(model, NtkConfig(), ExportConfig())
+
+
+def test_more_features_than_the_exact_jacobian_has_numbers_are_warned_of():
+    """6 × 8 + 8 + 8 × 8 + 8 + 8 × 12 + 12 parameters, 12 outputs."""
+    plan = make_plan(export_models.many_outputs(), NtkConfig(), ExportConfig(features={"dimensions": 2833}))
+    assert plan.projection_warning == (
+        "; WARNING: 2,833 numbers, where the exact Jacobian has 2,832; set export.features.dimensions to fewer, or ask "
+        "for the exact kernel"
+    )
+    assert plan.projection_warning in dict(plan.rows())["features"]
+    fewer = dataclasses.replace(plan, export=ExportConfig(features={"dimensions": 2832}))
+    assert fewer.projection_warning == ""
+    without = dataclasses.replace(plan, export=ExportConfig(signatures=("ntk",)))
+    assert without.projection_warning == ""
