@@ -1,0 +1,1 @@
+"""Features of many examples beside torch.func's Jacobians and dattri's projection of them."""
