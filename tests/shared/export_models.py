@@ -151,7 +151,8 @@ class Exported:
         """The kernel in float64."""
         model = self.plan.model
         params, frozen = ({**old, **(new or {})} for old, new in ((model.trainable, params), (model.frozen, frozen)))
-        return reference_ntk(model.apply_fn, params, frozen, x1, x2, coupled=self.plan.coupled, **self.plan.axes)
+        with self.plan.tracing():
+            return reference_ntk(model.apply_fn, params, frozen, x1, x2, coupled=self.plan.coupled, **self.plan.axes)
 
     def reference_features(self, x: Any) -> np.ndarray:
         """The features in float64."""
