@@ -34,8 +34,9 @@ def write_features(
     identity = {"format": 1, "kind": ARRAY, "export": export.digest, "axes": export.axes, "data": rows.digest}
     check_store(output, ARRAY, identity)
     n, row, dtype = rows.data.rows, features_shape(export.manifest), export.manifest["kernel"]["dtype"]
-    step = rows_at_once(export.manifest, n, itemsize(dtype) * math.prod(row), memory)
     with engine.connected(workers) as client:
+        count = engine.worker_count(client)
+        step = rows_at_once(export.manifest, n, itemsize(dtype) * math.prod(row), memory, count)
         if there := chunk_of(output, ARRAY):
             step = there[0]
         tasks = [slice(start, min(n, start + step)) for start in range(0, n, step)]

@@ -119,14 +119,16 @@ def choose_grid(manifest: Mapping[str, Any], n1: int, n2: int, *, symmetric: boo
     return min(few, key=lambda grid: _makespan(grid, workers))
 
 
-def rows_at_once(manifest: Mapping[str, Any], rows: int, bytes_of_row: int, memory: int) -> int:
+def rows_at_once(manifest: Mapping[str, Any], rows: int, bytes_of_row: int, memory: int, workers: int) -> int:
     """How many of so many examples a worker takes at a time, with so many bytes of a result's row each.
+
+    As many as memory allows, but that each worker has some parts: they end together, and less is lost when one dies.
 
     Raises:
       DatasetError: the memory does not hold even a few.
     """
     least = min(_LEAST, rows)
-    work = int(_FEATURES * manifest["bytes"]["request_at_most"])
+    work = int(_FEATURES * manifest["bytes"]["request_at_most"] / 2)  # exports plan a projection with half of it
     free = memory - PROCESS - work
     if free < least * bytes_of_row * _COPIES:
         needed = PROCESS + work + least * bytes_of_row * _COPIES
@@ -134,7 +136,8 @@ def rows_at_once(manifest: Mapping[str, Any], rows: int, bytes_of_row: int, memo
             f"Expected a --memory of at least {math.ceil(needed / 2**20):,} MiB for TensorFlow, this export and "
             f"{least} examples, received {memory / 2**20:,.0f} MiB."
         )
-    return min(rows, int(free / (bytes_of_row * _COPIES)))
+    shared = max(least, math.ceil(rows / (_SPREAD * workers)))
+    return min(rows, shared, int(free / (bytes_of_row * _COPIES)))
 
 
 def _bytes(manifest: Mapping[str, Any], grid: Grid) -> int:
