@@ -409,7 +409,7 @@ def test_saved_model_cli_shows_every_signature(exported):
             expected.add((signature, "in", f"{side}_a", "DT_FLOAT", "(-1, 4)"))
             expected.add((signature, "in", f"{side}_b", "DT_INT32", "(-1, 3)"))
         output = ("output", "(-1, 2)") if signature == "forward" else ("ntk", "(-1, -1)")
-        output = ("ntk", "(-1)") if signature == "ntk_diagonal" else output
+        output = {"ntk_diagonal": ("ntk", "(-1)"), "ntk_features": ("features", "(-1, 4096)")}.get(signature, output)
         expected.add((signature, "out", output[0], "DT_FLOAT", output[1]))
     expected |= {
         ("ntk_manifest", "in", "key", "DT_STRING", "()"),

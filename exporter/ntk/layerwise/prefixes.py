@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Literal, Var
 
+from exporter.compat.jax_names import Literal, Var
 from exporter.ntk.equations import bind
 from exporter.ntk.layerwise.analysis import Trace
 
