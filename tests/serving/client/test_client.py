@@ -1,6 +1,7 @@
 """The client against the embedded server: the kernel of the SavedModel in process, whatever the protocol and size."""
 
 import concurrent.futures
+import re
 import socket
 import threading
 import time
