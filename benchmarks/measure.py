@@ -17,9 +17,11 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -109,7 +111,7 @@ def measure(call: Callable[[], np.ndarray], report: Report, repetitions: Repetit
     return result
 
 
-def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+def timed(call: Callable[[], Result]) -> tuple[float, Result]:
     """Seconds of a call, and its result."""
     start = time.perf_counter()
     result = call()

@@ -24,20 +24,21 @@ def work(task: Mapping[str, Any], report: Report) -> None:
     import tensorflow as tf
 
     from exporter import ExportConfig, NtkConfig, export_savedmodel
+    from exporter.config import FeaturesConfig, VerifyConfig
     from exporter.functionalize import functionalize
 
     case = CASES[task["case"]]
     model = case.build()
     functional = functionalize(model)
     examples = dataclasses.replace(case, n=task["examples"])
-    x, _ = examples.inputs(functional.inputs[0].shape[1:])  # type: ignore[arg-type]
+    x, _ = examples.inputs(model.input_shape[1:])
     CaseData(x, x[:1], functional.trainable, functional.frozen, np.zeros((1, 1))).save(pathlib.Path(task["data"]))
     with tempfile.TemporaryDirectory() as folder:
         config = ExportConfig(
             platforms=("cpu",),
             signatures=("ntk_features", "ntk_diagonal"),
-            features={"dimensions": task["dimensions"]},  # type: ignore[arg-type]
-            verify={"examples": 2},  # type: ignore[arg-type]
+            features=FeaturesConfig(dimensions=task["dimensions"]),
+            verify=VerifyConfig(examples=2),
         )
         loaded = tf.saved_model.load(export_savedmodel(model, pathlib.Path(folder) / "cnn", NtkConfig(), config).path)
         x = tf.constant(x)

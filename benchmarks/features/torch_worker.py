@@ -38,7 +38,7 @@ def work(task: Mapping[str, Any], report: Report) -> None:
         return torch.cat([jacobian.flatten(1) for jacobian in each.values()], 1)
 
     jacobians()
-    seconds, rows = timed(jacobians)  # type: ignore[arg-type, assignment]
+    seconds, rows = timed(jacobians)
     report(jacobian_seconds=seconds)
     project = random_project(rows, len(rows), task["dimensions"], 32, proj_seed=0, proj_type="rademacher", device="cpu")
     seconds, _ = timed(lambda: project(jacobians()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from exporter.artefact.expected import jumps_of, kernels, perturbed, sides_of
 from exporter.artefact.features_error import FeaturesError, features_error
-from exporter.artefact.oracle import Batch, Means, Oracle, Proof, affordable, forward_in_float64, oracle_of
+from exporter.artefact.oracle import Means, Oracle, Proof, affordable, forward_in_float64, oracle_of
 from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import SampledOracle
 from exporter.config import NtkConfig, VerifyConfig
@@ -146,12 +147,9 @@ def verify(
     x = model.behind_front(own)
     sides = sides_of(x)
     params = perturbed(model.trainable)
-
-    def projected(trainable: Mapping[str, np.ndarray], x: Batch) -> np.ndarray:
-        assert sketch is not None
-        return oracle.features(trainable, x, sketch, ntk.trace_axes)
-
-    project = None if sketch is None else projected
+    project = None
+    if sketch is not None:
+        project = functools.partial(oracle.features, sketch=sketch, trace_axes=ntk.trace_axes)
     asked, left_out = _affordable(requests, reaching or {}, flops * narrowed, coupled)
     results = process.start(saved_model, model, sides_of(own), params, signatures, asked)
     proof = oracle.proof  # all this while the process runs

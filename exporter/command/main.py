@@ -9,9 +9,6 @@ The new version's directory, BASE_DIR/1, BASE_DIR/2, ..., is the last line of st
 import contextlib
 import os
 import pathlib
-import signal
-import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -22,7 +19,7 @@ from exporter.config import load_config
 from exporter.errors import ExportError
 from exporter.load import locate_model
 from serving.shared.command_line import CommandLine
-from serving.shared.interruption import Terminated, show_termination_as_interrupt
+from serving.shared.interruption import show_termination_as_interrupt
 from serving.shared.quiet import silent_stderr
 
 _FLAGS = flags.FlagValues()
@@ -69,25 +66,7 @@ def main(argv: Sequence[str]) -> int:
     show_termination_as_interrupt()
     if not verbose:
         _keep_libraries_quiet()
-    try:
-        _export(*_checked(argv[1:]), verbose)
-    except app.UsageError as error:
-        return _COMMAND.usage(error)
-    except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, Terminated) else signal.SIGINT
-        print(f"error: ended by {signal.Signals(number).name}", file=sys.stderr)
-        return 128 + number
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        elif isinstance(error, ExportError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            first_line = str(error).strip().partition("\n")[0]
-            text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-            print(f"error: {text} (run with --verbosity=1 for the traceback)", file=sys.stderr)
-        return 1
-    return 0
+    return _COMMAND.carry_out(lambda: _export(*_checked(argv[1:]), verbose), ExportError)
 
 
 def _export(model_name: str, output: pathlib.Path | None, verbose: bool) -> None:

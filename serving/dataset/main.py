@@ -14,9 +14,6 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-import signal
-import sys
-import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +22,7 @@ from absl import app, flags
 from serving.dataset.errors import DatasetError
 from serving.shared.byte_sizes import bytes_of_text
 from serving.shared.command_line import CommandLine
-from serving.shared.interruption import Terminated, show_termination_as_interrupt
+from serving.shared.interruption import show_termination_as_interrupt
 from serving.shared.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -58,31 +55,14 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Does as the parsed flags say, and returns the exit code; `argv` holds what was no flag: what to compute."""
-    verbose = flags.FLAGS.verbosity > 0
     show_termination_as_interrupt()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of the workers too
-    try:
-        kind = _checked(argv[1:])
-        summary = _run(kind)
-        _say("computed", str(summary))
+
+    def work() -> None:
+        _say("computed", str(_run(_checked(argv[1:]))))
         print(_OUTPUT.value, flush=True)
-    except app.UsageError as error:
-        return _COMMAND.usage(error)
-    except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, Terminated) else signal.SIGINT
-        print(f"error: ended by {signal.Signals(number).name}; the same command goes on", file=sys.stderr)
-        return 128 + number
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        elif isinstance(error, DatasetError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            first_line = str(error).strip().partition("\n")[0]
-            text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-            print(f"error: {text} (run with --verbosity=1 for the traceback)", file=sys.stderr)
-        return 1
-    return 0
+
+    return _COMMAND.carry_out(work, DatasetError, hint="; the same command goes on")
 
 
 def _run(kind: str) -> Summary:

@@ -1,14 +1,17 @@
-"""The beginning that all commands share: their own flags and absl's, help, and wrong usage."""
+"""What all commands share: their own flags and absl's, help, wrong usage, and how errors are told."""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
 
+from serving.shared.interruption import Terminated
 from serving.shared.suggest import did_you_mean
 
 USAGE = 2  # exit code
@@ -65,3 +68,34 @@ class CommandLine:
     def exit(self, message: object) -> NoReturn:
         """The same, and ends the process."""
         sys.exit(self.usage(message))
+
+    def carry_out(self, work: Callable[[], None], known: type[Exception], *, hint: str = "") -> int:
+        """Does the work and returns the exit code; what goes wrong is one line on standard error.
+
+        0: done. 1: an error. 2: wrong usage. 128 + number of the signal that ended it.
+
+        Args:
+          work: what the command does.
+          known: errors whose messages say all that there is to say; of others the type is said too, and with
+            --verbosity=1 the traceback.
+          hint: to what is said of a signal.
+        """
+        try:
+            work()
+        except app.UsageError as error:
+            return self.usage(error)
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            print(f"error: ended by {signal.Signals(number).name}{hint}", file=sys.stderr)
+            return 128 + number
+        except Exception as error:  # whatever it is, people get one line
+            if flags.FLAGS.verbosity > 0:
+                traceback.print_exc()
+            elif isinstance(error, known):
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                first_line = str(error).strip().partition("\n")[0]
+                text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+                print(f"error: {text} (run with --verbosity=1 for the traceback)", file=sys.stderr)
+            return 1
+        return 0

@@ -89,10 +89,10 @@ def test_inside_tf_function_agrees_with_numpy_and_knows_what_it_does_not_know(ca
 
 def test_digits_neighbors_finds_what_the_exact_kernel_finds(capsys):
     figures = digits_neighbors.main(["--epochs=3", "--dimensions=1024", "--examples=300", "--queries=200"])
-    assert figures["error"] <= 1.1 * (2 / 1024) ** 0.5  # the bound for examples that are alike, as to a young network
+    assert figures["error"] <= 2 * figures["bound"]  # of one seed; over seeds see test_projection
     assert figures["recall in NumPy"] == pytest.approx(figures["recall in FAISS"], abs=0.01)
     assert figures["recall in FAISS"] > 0.7
-    assert abs(figures["accuracy of regression, features"] - figures["accuracy of regression, exact kernel"]) <= 0.05
+    assert abs(figures["accuracy of regression, features"] - figures["accuracy of regression, exact kernel"]) <= 0.04
     assert re.search(r"^recall@10 in FAISS +\d+\.\d%$", capsys.readouterr().out, re.MULTILINE)
 
 

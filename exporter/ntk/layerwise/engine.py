@@ -46,13 +46,11 @@ class LayerwiseParts:
         counts: tuple[int, int],
         trace_axes: Sequence[int],
         diagonal_axes: Sequence[int],
-        passes: int = 1,
         narrow: bool = True,
     ) -> None:
         """Traces the model and chooses the forms of features, those that cost least for `counts` examples a side.
 
-        The other arguments are those of `ExampleFeatures`. There are fewer passes than `passes` if there are not so
-        many traced outputs, and one if there are diagonal ones.
+        The arguments are those of `ExampleFeatures`.
         """
 
         def lowered_by(how: Lowering) -> ExampleFeatures:
@@ -71,7 +69,7 @@ class LayerwiseParts:
         x = tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x)
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
         self._arguments = (specs, x)
-        self._take(lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT), passes)
+        self._take(lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT), 1)
         narrowed = self._default.narrowed
         paths = [path for variables in specs for path in sorted(variables)]
         self.replaced: tuple[str, ...] = () if narrowed is None else tuple(paths[k] for k in narrowed.replaced)
@@ -87,7 +85,10 @@ class LayerwiseParts:
         self.__dict__.pop("_of_one", None)
 
     def fitted(self, counts: tuple[int, int], passes: int = 1) -> LayerwiseParts:
-        """The same kernel, not traced again, in the forms best for `counts` examples a side and in so many passes."""
+        """The same kernel, not traced again, in the forms best for `counts` examples a side and in so many passes.
+
+        There are fewer passes if there are not so many traced outputs, and one if there are diagonal ones.
+        """
         parts = copy.copy(self)
         parts._take(self._on_cpu.fitted(counts), self._default.fitted(counts), passes)
         return parts

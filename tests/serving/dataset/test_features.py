@@ -3,26 +3,17 @@
 import contextlib
 import io
 
-import distributed
 import numpy as np
 import pytest
 import zarr
 
-from serving.dataset import engine, features
+from serving.dataset import features
 from serving.dataset.errors import DatasetError
 from serving.dataset.export import find_export
 from serving.dataset.features import write_features
 from serving.dataset.prepared import prepare
 
 N, STEP = 12, 5
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=None
-    ) as cluster:
-        yield engine.Workers(cluster.scheduler_address, wait=10.0)
 
 
 @pytest.mark.parametrize("name", ["cnn", "many_outputs"])
@@ -58,5 +49,5 @@ def test_a_kernel_is_no_store_of_features(exported, cluster, tmp_path):
     prepared = prepare(str(tmp_path / "x.npz"), found, lambda *_: None)
     group = zarr.open_group(str(tmp_path / "k.zarr"), mode="w")
     group.attrs["ntk_dataset"] = {"format": 1, "kind": "kernel"}
-    with pytest.raises(DatasetError):
+    with pytest.raises(DatasetError, match="is of something else"):
         write_features(found, prepared, tmp_path / "k.zarr", cluster, 2 << 30, lambda *_: None)

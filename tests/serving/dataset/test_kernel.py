@@ -19,14 +19,6 @@ from serving.dataset.tiles import Grid
 SIDE = 5
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=None
-    ) as cluster:
-        yield engine.Workers(cluster.scheduler_address, wait=10.0)
-
-
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     def grid(manifest, n1, n2, *, symmetric, memory, workers):

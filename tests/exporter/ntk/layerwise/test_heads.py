@@ -159,7 +159,7 @@ def test_in_parts(name):
     """Of one R, which `replace` makes for features of all programs."""
     case = NARROWED[name]
     fn, params, frozen, x1, x2 = case.make()
-    parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes, passes=2)
+    parts = LayerwiseParts(fn, params, frozen, x1, counts=(4, 3), **case.axes).fitted((4, 3), passes=2)
     assert parts.passes == (1 if case.diagonal else 2)
     others = jax.jit(parts.replace)({path: {**params, **frozen}[path] for path in parts.replaced})
     variables = [{path: others.get(path, v) for path, v in part.items()} for part in (params, frozen)]
