@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from exporter.artefact.manifest import write_manifest
 from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import MOST_EXAMPLES, trace_error
 from exporter.artefact.verification import planned, verify
@@ -23,6 +22,7 @@ from exporter.plan.limits import memory_errors
 from exporter.plan.planning import Plan, make_plan
 from exporter.plan.schedule import count_programs, examples_of_requests, warmup_examples
 from exporter.progress import Progress, SilentProgress
+from serving.shared.manifest_signature import write_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +135,12 @@ def _checks(plan: Plan, choice: Choice) -> dict[str, Any]:
 
 def _build(plan: Plan, choice: Choice) -> KernelModule:
     model, names, platforms, precision = plan.model, plan.export.signatures, plan.export.platforms, plan.ntk.precision
+    references = None
     if choice.schedule is None:
         kernel = plan.kernel(choice.implementation)
         functions = functions_of_whole_batches(model, kernel, names, platforms=platforms, precision=precision)
     else:
-        functions = functions_by_blocks(
+        functions, references = functions_by_blocks(
             model,
             choice.schedule,
             names,
@@ -149,5 +150,11 @@ def _build(plan: Plan, choice: Choice) -> KernelModule:
             projected=choice.projected,
         )
     return KernelModule(
-        model.trainable, model.frozen, model.signature_inputs, functions, front=model.front, behind=model.inputs
+        model.trainable,
+        model.frozen,
+        model.signature_inputs,
+        functions,
+        front=model.front,
+        behind=model.inputs,
+        references=references,
     )

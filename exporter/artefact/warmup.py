@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from exporter.artefact import manifest
+from serving.shared import manifest_signature
 from serving.shared.warmup_file import request_of_one_value
 
 _SIDE = re.compile("^x[12]?(?=_|$)")  # of an input's name
@@ -28,8 +28,8 @@ def requests(
         first value is asked for, and its sizes are taken where the signature leaves them open.
     """
     example = example or {}
-    # First one that a server refuses which joins requests of several callers: see `exporter.artefact.manifest`.
-    yield request_of_one_value(manifest.SIGNATURE, {"key": tf.TensorSpec([], tf.string)})
+    # First one that a server refuses which joins requests of several callers: see `serving.shared.manifest_signature`.
+    yield request_of_one_value(manifest_signature.SIGNATURE, {"key": tf.TensorSpec([], tf.string)})
     for name, numbers in counts.items():
         specs = functions[name].structured_input_signature[1]
         given = {key: example[_SIDE.sub("x", key)] for key in specs if _SIDE.sub("x", key) in example}

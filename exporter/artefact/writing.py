@@ -15,8 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 import exporter
-from exporter.artefact.manifest import SIGNATURE as MANIFEST_SIGNATURE
-from exporter.artefact.manifest import manifest_signature
 from exporter.artefact.verification import Verification
 from exporter.artefact.warmup import requests as warmup_requests
 from exporter.errors import ExportError
@@ -25,6 +23,8 @@ from exporter.graph.lowering import CALLING_CONVENTION_VERSION
 from exporter.plan.choosing import Choice
 from exporter.plan.planning import Plan
 from exporter.plan.signatures import input_names, param_names
+from serving.shared.manifest_signature import SIGNATURE as MANIFEST_SIGNATURE
+from serving.shared.manifest_signature import manifest_signature
 from serving.shared.warmup_file import write_requests
 
 

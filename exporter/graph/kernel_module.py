@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,21 @@ from exporter.plan.signatures import SIGNATURES, Signature, input_names, param_n
 Compute = Callable[..., tf.Tensor]
 
 
+@dataclasses.dataclass(frozen=True)
+class References:
+    """How kernels with kept examples are computed.
+
+    Attributes:
+      features: compute(params, frozen, x): what is to be kept of examples, a list of tensors (n, ...).
+      kernel: compute(params, frozen, x, kept): the kernel of x with those.
+      specs: of what is kept.
+    """
+
+    features: Compute
+    kernel: Compute
+    specs: Sequence[tf.TensorSpec]
+
+
 class KernelModule(tf.Module):
     """What is saved: the variables, and one function for each signature.
 
@@ -22,6 +38,8 @@ class KernelModule(tf.Module):
       params: the trainable variables, by path; assigning to one changes the kernel.
       frozen: the other variables that the model reads, by path.
       signatures_to_save: a concrete function for each signature's name.
+      reference_features, ntk_of_references: for programs that keep examples: reference_features([x]) is a list of
+        tensors (n2, ...), and ntk_of_references([x1], that list) the kernel (n1, n2); only with `references`.
     """
 
     def __init__(
@@ -33,6 +51,7 @@ class KernelModule(tf.Module):
         *,
         front: Front | None = None,
         behind: Sequence[TensorSpec] = (),
+        references: References | None = None,
     ) -> None:
         """Builds the functions.
 
@@ -43,6 +62,7 @@ class KernelModule(tf.Module):
           functions: for the name of each signature how it is computed.
           front: what makes the functions' sides of the model's inputs; None if they are these.
           behind: what it gives.
+          references: how kernels with kept examples are computed, if they can be.
         """
         super().__init__()
         self.params = {path: tf.Variable(value, name=path) for path, value in params.items()}
@@ -56,12 +76,24 @@ class KernelModule(tf.Module):
             core = self._core(name, compute, [n for side in names for n in side])
             self.signatures_to_save[name] = self._signature(signature, core, names)
             setattr(self, name, self._method(signature, core, [spec.name for spec in inputs], names))
+        if references is not None:
+            self._keep_references(references, list(input_names("x", inputs)))
+
+    def _keep_references(self, references: References, names: list[str]) -> None:
+        features = self._core("reference_features", references.features, names)
+        kernel = self._core("ntk_of_references", references.kernel, names)
+        x = [tf.TensorSpec(None, s.dtype, n) for n, s in zip(names, self._inputs, strict=True)]
+        kept = list(references.specs)
+        self.reference_features = tf.function(lambda x: features([_opaque(a) for a in x], {}), [x], autograph=False)
+        self.ntk_of_references = tf.function(
+            lambda x, kept: kernel([_opaque(a) for a in x], {}, kept), [x, kept], autograph=False
+        )
 
     def _core(self, name: str, compute: Compute, names: list[str]) -> Any:
         """The graph that a signature and its method share: flat inputs of any shape, checked, then computed."""
         specs = self._inputs * (len(names) // len(self._inputs))
 
-        def core(x: list[tf.Tensor], params: dict[str, tf.Tensor]) -> tf.Tensor:
+        def core(x: list[tf.Tensor], params: dict[str, tf.Tensor], *more: Any) -> Any:
             if not params:
                 values = {path: v.read_value() for path, v in self.params.items()}
             else:
@@ -76,7 +108,7 @@ class KernelModule(tf.Module):
             sides = [_same_count(name, names[k : k + size], x[k : k + size]) for k in range(0, len(x), size)]
             sides = [self._behind_front(name, side) for side in sides]
             frozen = {path: v.read_value() for path, v in self.frozen.items()}
-            return compute(values, frozen, *sides)
+            return compute(values, frozen, *sides, *more)
 
         return traced_once(core)
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from exporter.compat.jax_names import enable_x64
 from exporter.functionalize import FunctionalModel
 from exporter.graph import serve_graph
-from exporter.graph.kernel_module import Compute
+from exporter.graph.kernel_module import Compute, References
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
@@ -31,8 +31,8 @@ def functions_by_blocks(
     platforms: Sequence[str],
     precision: str,
     projected: ProjectedFeatures | None = None,
-) -> dict[str, Compute]:
-    """How each signature is computed.
+) -> tuple[dict[str, Compute], References | None]:
+    """How each signature is computed, and kernels with examples whose features are kept, unless it takes passes.
 
     Args:
       model: the model.
@@ -98,7 +98,11 @@ def functions_by_blocks(
     }
     if "ntk_features" in names:
         functions["ntk_features"] = of_whole_model(projected_of_inputs())
-    return {name: functions[name] for name in names}
+    references = None
+    if passes == 1:
+        kept = [tf.TensorSpec([None, *s.shape[1:]], np.dtype(s.dtype)) for s in jax.tree.leaves(packed.specs)]
+        references = References(of(kernel.rows), of(kernel.against), kept)
+    return {name: functions[name] for name in names}, references
 
 
 def _replacement(

@@ -86,7 +86,13 @@ class Rowwise:
 
 
 class Kernel:
-    """The kernel of batches of any size."""
+    """The kernel of batches of any size.
+
+    Attributes:
+      rows: features of any number of examples, to be kept.
+      pairwise, symmetric: the kernel of two batches, and of one with itself.
+      against: that of a batch with examples whose features were kept; of a kernel in one pass.
+    """
 
     def __init__(
         self,
@@ -115,7 +121,7 @@ class Kernel:
             without examples on either side, so that warmup requests reach its programs without being large.
           most: examples of the smaller side of a request that is not for `larger`, if there is one.
         """
-        self._contract, self._result, self._swap = contract, result, tuple(swap)
+        self.rows, self._contract, self._result, self._swap = features, contract, result, tuple(swap)
         self._passes, self._larger, self._most = passes, larger, most
         self._tile, self._resident = sizes[-1], resident
         self._specs = features.results
@@ -123,6 +129,7 @@ class Kernel:
         self._tiled_once, self._symmetric_once = _traced_once(self._tiled), _traced_once(self._tiled_symmetric)
         self.pairwise = _traced_once(self._pairwise)
         self.symmetric = _traced_once(self._symmetric)
+        self.against = _traced_once(self._against)
 
     def _pairwise(self, variables: Any, x1: Batch, x2: Batch) -> tf.Tensor:
         """The (n1, n2, ...) kernel of every example of x1 with every one of x2."""
@@ -158,6 +165,35 @@ class Kernel:
             return self._symmetric_once(variables, x)
 
         return self._by_size(variables, n, n, at_once, by_tiles, lambda larger: larger.symmetric(variables, list(x)))
+
+    def _against(self, variables: Any, x: Batch, kept: Nest) -> tf.Tensor:
+        """The (n1, n2, ...) kernel of every example of x with every one whose features are kept.
+
+        By the square contractions that there are: blocks of the largest size, or tiles if x is larger.
+        """
+        n1, n2 = tf.shape(x[0])[0], tf.shape(tf.nest.flatten(kept)[0])[0]
+        block = self.rows.sizes[-1]
+
+        def by(level: int) -> tf.Tensor:
+            size = self._sides[level][0]
+            rows, columns = ((n + size - 1) // size for n in (n1, n2))
+
+            def row(i: tf.Tensor, tiles: tf.TensorArray) -> tf.TensorArray:
+                left = self._features(level, variables, [a[i * size :][:size] for a in x])
+
+                def column(j: tf.Tensor, tiles: tf.TensorArray) -> tf.TensorArray:
+                    right = tf.nest.map_structure(lambda a: _pad(a[j * size :][:size], size), kept)
+                    return tiles.write(i * columns + j, self._contract(variables, left, right))
+
+                return _loop(columns, column, tiles)
+
+            shape = [size, size, *self._result.shape[2:]]
+            tiles = tf.TensorArray(self._result.dtype, rows * columns, element_shape=shape)
+            return _join(_loop(rows, row, tiles).stack(), rows, columns)[:n1, :n2]
+
+        level = next(k for k, (size, _) in enumerate(self._sides) if size == block)
+        result = by(-1) if block == self._tile else tf.cond(n1 > block, lambda: by(-1), lambda: by(level))
+        return tf.ensure_shape(result, self._result.shape)
 
     def _by_size(
         self,

@@ -14,11 +14,11 @@ import serving_models
 import tensorflow as tf
 
 import serving
-from exporter.artefact.manifest import write_manifest
 from serving.client.model import VersionStatus
 from serving.doctor import main, results, saved_model, server
 from serving.doctor.report import Check, Outcome, bad, good, note, table
 from serving.shared.exports import MANIFEST
+from serving.shared.manifest_signature import write_manifest
 
 NAMES = ["export", "versions", "platforms", "load", "signatures", "warmup", "XLA"]
 

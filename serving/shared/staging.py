@@ -11,8 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter.errors import ExportError
 from serving.shared.exports import version_number
+
+
+class StagingError(Exception):
+    """A base directory that cannot be written to; its text is shown as it is."""
 
 
 class Staging:
@@ -54,19 +57,23 @@ class Staging:
 
 
 @contextlib.contextmanager
-def stage_version(base_dir: Path) -> Iterator[Staging]:
+def stage_version(base_dir: Path, command: str) -> Iterator[Staging]:
     """A `Staging` for the next version under `base_dir`, whose directory is gone afterwards unless it was published.
 
     It lies beside `base_dir`, where a rename into it is atomic, under a hidden name; if `base_dir` does not exist yet
     its nearest existing parent holds it; if that cannot be written to or is another file system, `base_dir` itself.
-    What an export that was killed has left there is removed first: its directory's lock is free.
+    What was left there by a process that was killed is removed first: its directory's lock is free.
+
+    Args:
+      base_dir: model base directory.
+      command: which writes it; part of the hidden name.
 
     Raises:
-      ExportError: `base_dir` is not a directory, or none of these can be written to.
+      StagingError: `base_dir` is not a directory, or none of these can be written to.
     """
     base_dir = Path(os.path.abspath(base_dir))
     parent = _writable_directory(base_dir)
-    prefix = f".{base_dir.name}.ntk-export-"
+    prefix = f".{base_dir.name}.{command}-"
     for left_over in parent.glob(f"{prefix}*"):
         _remove_if_unlocked(left_over)
     path, lock = _locked_directory(parent, prefix)
@@ -85,7 +92,7 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
         try:
             path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         except FileNotFoundError as error:  # in /proc and its like
-            raise ExportError(
+            raise StagingError(
                 f"The output directory cannot be written to: expected one that takes directories, received {parent}. "
                 "Choose another --output."
             ) from error
@@ -98,7 +105,7 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
 def _writable_directory(base_dir: Path) -> Path:
     existing = next(p for p in (base_dir, *base_dir.parents) if p.exists())
     if not existing.is_dir():
-        raise ExportError(
+        raise StagingError(
             f"The output is not a directory: expected a model base directory, received {base_dir}, where {existing} is "
             "a file. Choose another --output."
         )
@@ -109,7 +116,7 @@ def _writable_directory(base_dir: Path) -> Path:
         for candidate in candidates:
             if os.access(candidate, os.W_OK | os.X_OK):
                 return candidate
-    raise ExportError(
+    raise StagingError(
         f"The output directory cannot be written to: expected write permission, received {existing}, which is not "
         "writable for this user. Choose another --output or change the permissions."
     )

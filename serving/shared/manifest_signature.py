@@ -4,6 +4,7 @@ TF Serving shows of a model its signatures' shapes and nothing else. A client mu
 split, which axes of the kernel belong together, what to check results against. So the SavedModel has a signature
 `ntk_manifest`, which returns what `assets.extra/ntk_manifest.json` holds. Its input is a scalar, which TF Serving's
 batching refuses: called among the warmup requests it keeps a server that would join callers' rows from ever serving it.
+A SavedModel whose rows are all independent has one input for each row there too, and may be batched.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ _TABLE = Path("assets/ntk_manifest.tsv")
 
 
 @contextlib.contextmanager
-def manifest_signature(module: tf.Module) -> Iterator[Any]:
+def manifest_signature(module: tf.Module, *, batched: bool = False) -> Iterator[Any]:
     """Gives a module the function `ntk_manifest`, to be saved as a signature while the context lasts.
 
     It takes a scalar string `key` and returns the scalar string `manifest`: the manifest's entry of that name in JSON,
-    all of the manifest for "", and "null" if there is none. The table behind it is read when the SavedModel is loaded,
-    from an asset that `write_manifest` replaces, since the manifest is complete only after the SavedModel was verified.
+    all of the manifest for "", and "null" if there is none; with `batched` one for each of several keys. The table
+    behind it is read when the SavedModel is loaded, from an asset that `write_manifest` replaces, since the manifest is
+    complete only after the SavedModel was verified.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / _TABLE.name
@@ -41,7 +43,9 @@ def manifest_signature(module: tf.Module) -> Iterator[Any]:
             return {"manifest": table.lookup(key)}
 
         module.ntk_manifest_table = table  # or the table would not be saved
-        module.ntk_manifest = tf.function(ntk_manifest, input_signature=[tf.TensorSpec([], tf.string, "key")])
+        module.ntk_manifest = tf.function(
+            ntk_manifest, input_signature=[tf.TensorSpec([None] if batched else [], tf.string, "key")]
+        )
         yield module.ntk_manifest
 
 
