@@ -15,7 +15,7 @@ from google.protobuf import text_format
 
 from serving.bundle import batching
 from serving.shared import xla_cache
-from serving.shared.exports import BUNDLE
+from serving.shared.exports import BUNDLE, are_answers
 from serving.shared.model_server import GRPC_PORT, IMAGE, REST_PORT, Flag, model_server_flags, session_config
 from serving.shared.protos import Table, message_classes
 
@@ -109,7 +109,7 @@ def bundle_files(manifest: Mapping[str, Any], options: BundleOptions) -> dict[st
     need = resources(manifest, options.cpus)
     flags = _flags(options, need, f"{_MODELS}/{options.model_name}/{BUNDLE}")
     files = {
-        "models.config": _models_config(options),
+        "models.config": _models_config(options, rowwise=options.batched and not are_answers(manifest)),
         _SESSION_CONFIG: session_config(options.cpus),
         "serve.sh": _script(options, flags),
         "compose.yaml": _yaml([_compose(options, need, flags)], "docker compose -f compose.yaml up"),
@@ -136,11 +136,11 @@ def _flags(options: BundleOptions, need: Resources, directory: str) -> list[str]
     return [str(flag) for flag in (*flags, rest)]
 
 
-def _models_config(options: BundleOptions) -> str:
+def _models_config(options: BundleOptions, *, rowwise: bool) -> str:
     config = _ModelServerConfig()
     path = f"{_MODELS}/{options.model_name}"
     models = {options.model_name: path}
-    if options.batched:
+    if rowwise:
         models[f"{options.model_name}_rowwise"] = f"{path}/{BUNDLE}/{batching.DIRECTORY}"
     for name, base_path in models.items():
         config.model_config_list.config.add(name=name, base_path=base_path, model_platform="tensorflow")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serving.bundle import batching
 from serving.bundle.contents import BundleError, BundleOptions, bundle_files
-from serving.shared.exports import BUNDLE, MANIFEST, read_manifest, version_directories, version_number
+from serving.shared.exports import BUNDLE, MANIFEST, are_answers, read_manifest, version_directories, version_number
 from serving.shared.model_server import HARMFUL
 
 _RECORD = "bundle.json"  # what was written, for the next time
@@ -69,7 +69,8 @@ class Bundle:
 def write_bundle(base_dir: Path, options: BundleOptions) -> Bundle:
     """Writes the files into a directory in a model base directory, except those that somebody has changed there.
 
-    The model for batched requests is written there too, for every version, if `options.batched`.
+    The model for batched requests is written there too, for every version, if `options.batched`; but not of answers,
+    which are batched as they are.
 
     Raises:
       BundleError: there is no export in `base_dir`.
@@ -81,7 +82,7 @@ def write_bundle(base_dir: Path, options: BundleOptions) -> Bundle:
     manifest = read_manifest(versions[-1])
     directory = base_dir / BUNDLE
     directory.mkdir(exist_ok=True)
-    if options.batched:
+    if options.batched and not are_answers(manifest):
         for version in versions:
             batching.write_rowwise(version, directory / batching.DIRECTORY / version.name)
         for made in (directory / batching.DIRECTORY).iterdir():

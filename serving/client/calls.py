@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from serving.client.model import SignatureSpec, TensorSpec
 from serving.client.tiles import Tile, pair_tiles, row_tiles, symmetric_tiles
 
 Inputs = Mapping[str, np.ndarray]
+_TEXT = 64  # bytes of a text that is answered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +40,13 @@ class Call:
 
     Attributes:
       title: what to call it.
-      shape: of the result.
-      dtype: of the result.
-      requests: that fill it.
+      results: shape and dtype of each, by the outputs' names.
+      requests: that fill them.
       swap: the permutation of axes that makes what is mirrored.
     """
 
     title: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    results: Mapping[str, tuple[tuple[int, ...], np.dtype]]
     requests: Sequence[Request]
     swap: tuple[int, ...] | None = None
 
@@ -60,14 +58,18 @@ class Limits:
     message: int
     encoded_size: Callable[[np.dtype, int], int]
 
-    def of(self, output: TensorSpec, sides: int, *inputs: Inputs) -> dict[str, int]:
+    def of(self, signature: SignatureSpec, sides: int, *inputs: Inputs) -> dict[str, int]:
         """The sizes that `serving.client.tiles` asks for; the larger example if there are two sides."""
-        kept, dtype = math.prod(d or 1 for d in (output.shape or ())[sides:]), tensors.numpy_dtype(output.dtype)
         return {
             "example": max(sum(self._example(a) for a in side.values()) for side in inputs) or 1,
-            "entry": kept * self.encoded_size(dtype, 0) or 1,
+            "entry": sum(self._entry(output, sides) for output in signature.outputs.values()) or 1,
             "limit": self.message,
         }
+
+    def _entry(self, output: TensorSpec, sides: int) -> int:
+        """What an output takes for each example, or pair of them; of texts a short one."""
+        kept, dtype = math.prod(d or 1 for d in (output.shape or ())[sides:]), tensors.numpy_dtype(output.dtype)
+        return kept * self.encoded_size(dtype, _TEXT if dtype.hasobject else 0)
 
     def bytes(self, array: np.ndarray) -> int:
         """What all of it takes."""
@@ -86,20 +88,19 @@ def pairs(signature: SignatureSpec, x1: Inputs, x2: Inputs, limits: Limits, para
     """The kernel of x1 (inputs x1 or x1_<name>) and x2, at `params` if given, which are sent with each request."""
     name, params = ("ntk", {}) if params is None else ("ntk_with_params", params)
     n1, n2 = count(x1), count(x2)
-    output = _output(signature)
     shared = sum(limits.bytes(array) for array in params.values())
-    tiles = pair_tiles(n1, n2, **limits.of(output, 2, x1, x2), shared=shared) if n1 and n2 else []
+    tiles = pair_tiles(n1, n2, **limits.of(signature, 2, x1, x2), shared=shared) if n1 and n2 else []
     requests = [Request(name, {**part(x1, rows), **part(x2, cols), **params}, (rows, cols)) for rows, cols in tiles]
-    return _call(f"kernel {n1} × {n2}", output, (n1, n2), requests)
+    return _call(f"kernel {n1} × {n2}", signature, (n1, n2), requests)
 
 
 def symmetric(signature: SignatureSpec, x: Inputs, limits: Limits) -> Call | None:
     """The kernel of x with itself as one request; None if it takes several."""
-    n, output = count(x), _output(signature)
-    tiles = symmetric_tiles(n, **limits.of(output, 2, x)) if n else []
+    n = count(x)
+    tiles = symmetric_tiles(n, **limits.of(signature, 2, x)) if n else []
     if len(tiles) > 1:
         return None
-    return _call(f"kernel {n} × {n}", output, (n, n), [Request("ntk_symmetric", x, t) for t in tiles])
+    return _call(f"kernel {n} × {n}", signature, (n, n), [Request("ntk_symmetric", x, t) for t in tiles])
 
 
 def symmetric_split(signature: SignatureSpec, x: Inputs, swap: tuple[int, ...] | None, limits: Limits) -> Call:
@@ -107,7 +108,7 @@ def symmetric_split(signature: SignatureSpec, x: Inputs, swap: tuple[int, ...] |
 
     Without `swap` it is not known which kept axes belong to which side, and the other half is asked for too.
     """
-    n, output = count(x), _output(signature)
+    n = count(x)
 
     def request(tile: Tile, mirrored: bool) -> Request:
         rows, columns = tile
@@ -116,30 +117,28 @@ def symmetric_split(signature: SignatureSpec, x: Inputs, swap: tuple[int, ...] |
         inputs = {**_sided(part(x, rows), "x1"), **_sided(part(x, columns), "x2")}
         return Request("ntk", inputs, tile, (columns, rows) if mirrored else None)
 
-    tiles = symmetric_tiles(n, **limits.of(output, 2, x))
+    tiles = symmetric_tiles(n, **limits.of(signature, 2, x))
     requests = [request(tile, swap is not None) for tile in tiles]
     if swap is None:
         requests += [request((columns, rows), False) for rows, columns in tiles if rows != columns]
-    return dataclasses.replace(_call(f"kernel {n} × {n}", output, (n, n), requests), swap=swap)
+    return dataclasses.replace(_call(f"kernel {n} × {n}", signature, (n, n), requests), swap=swap)
 
 
 def rowwise(name: str, signature: SignatureSpec, x: Inputs, limits: Limits, most: int | None = None) -> Call:
-    """A signature that has one result for each example, with at most `most` of them in a request."""
-    n, output = count(x), _output(signature)
-    strips = row_tiles(n, **limits.of(output, 1, x), most=most) if n else []
+    """A signature whose results have a row for each example, with at most `most` of them in a request."""
+    n = count(x)
+    strips = row_tiles(n, **limits.of(signature, 1, x), most=most) if n else []
     requests = [Request(name, part(x, rows), (rows,)) for rows in strips]
-    return _call(f"{name.removeprefix('ntk_')} of {n}", output, (n,), requests)
+    return _call(f"{name.removeprefix('ntk_')} of {n}", signature, (n,), requests)
 
 
 def _sided(inputs: Inputs, side: str) -> dict[str, np.ndarray]:
     return {side + name.removeprefix("x"): array for name, array in inputs.items()}
 
 
-def _output(signature: SignatureSpec) -> TensorSpec:
-    """The one output that each signature has."""
-    return next(iter(signature.outputs.values()))
+def _call(title: str, signature: SignatureSpec, counts: tuple[int, ...], requests: Sequence[Request]) -> Call:
+    def result(output: TensorSpec) -> tuple[tuple[int, ...], np.dtype]:
+        kept = (d or 0 for d in (output.shape or ())[len(counts) :])
+        return (*counts, *kept), tensors.numpy_dtype(output.dtype)
 
-
-def _call(title: str, output: TensorSpec, counts: tuple[int, ...], requests: Sequence[Request]) -> Call:
-    kept: list[Any] = [d or 0 for d in (output.shape or ())[len(counts) :]]
-    return Call(title, (*counts, *kept), tensors.numpy_dtype(output.dtype), requests)
+    return Call(title, {name: result(output) for name, output in signature.outputs.items()}, requests)

@@ -137,33 +137,51 @@ class Client:
           ServingError: there is no result; says why and what to do.
         """
         if params is not None:
-            return self._result(lambda served: self._pairs(served, x1, x1 if x2 is None else x2, params), tile)
+            return _one(self._result(lambda served: self._pairs(served, x1, x1 if x2 is None else x2, params), tile))
         if x2 is None:
-            return self._result(lambda served: self._symmetric(served, x1), tile)
-        return self._result(lambda served: self._pairs(served, x1, x2), tile)
+            return _one(self._result(lambda served: self._symmetric(served, x1), tile))
+        return _one(self._result(lambda served: self._pairs(served, x1, x2), tile))
 
     def diagonal(self, x: Any, *, tile: bool | None = None) -> np.ndarray:
         """The (n, ...) kernel of each example with itself; arguments and errors as of `kernel`."""
-        return self._rows("ntk_diagonal", x, tile)
+        return _one(self._rows("ntk_diagonal", x, tile))
 
     def features(self, x: Any, *, tile: bool | None = None) -> np.ndarray:
         """The (n, ..., D) random projection of each example's Jacobian, whose products approximate the kernel.
 
         Arguments and errors as of `kernel`.
         """
-        return self._rows("ntk_features", x, tile)
+        return _one(self._rows("ntk_features", x, tile))
 
     def forward(self, x: Any, *, tile: bool | None = None) -> np.ndarray:
         """The model's own (n, ...) output; arguments and errors as of `kernel`."""
-        return self._rows("forward", x, tile)
+        return _one(self._rows("forward", x, tile))
 
-    def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Calls any signature with its own inputs, all in one request; returns its outputs by name.
+    def predict(
+        self, x: Any, inputs: Mapping[str, Any] | None = None, *, tile: bool | None = None
+    ) -> dict[str, np.ndarray]:
+        """What answers (a SavedModel of `ntk-fit`) predict: `mean` (n, O), `variance` and `novelty` (n,), by name.
 
-        Raises:
-          ServingError: there is no result.
+        predict(signature, inputs) calls any signature with its own inputs, all in one request, and returns its outputs
+        by name. Else arguments and errors as of `kernel`.
         """
-        return dict(self.ask(signature, inputs).outputs)
+        if inputs is not None:
+            return dict(self.ask(x, inputs).outputs)
+        return self._rows("predict", x, tile)
+
+    def nearest(self, x: Any, *, tile: bool | None = None) -> dict[str, np.ndarray]:
+        """The most similar reference examples of answers: `id` and `similarity` (n, neighbors), by name.
+
+        Arguments and errors as of `kernel`.
+        """
+        return self._rows("nearest", x, tile)
+
+    def support(self, x: Any, *, tile: bool | None = None) -> dict[str, np.ndarray]:
+        """The reference examples that a prediction rests on most: `id` and `weight` (n, neighbors), by name.
+
+        Arguments and errors as of `kernel`.
+        """
+        return self._rows("support", x, tile)
 
     def ask(self, signature: str, inputs: Mapping[str, Any]) -> Prediction:
         """The same with what the answer tells of the server."""
@@ -237,8 +255,8 @@ class Client:
 
     # -------------------------------------------------------------------------------------- requests as a result
 
-    def _rows(self, name: str, x: Any, tile: bool | None) -> np.ndarray:
-        """The result of a signature that has a row for each example."""
+    def _rows(self, name: str, x: Any, tile: bool | None) -> dict[str, np.ndarray]:
+        """The results, by name, of a signature that has a row for each example."""
         try:
             return self._result(lambda served: self._rowwise(served, name, x, None), tile)
         except ServingError as error:
@@ -248,8 +266,8 @@ class Client:
         # A server that joins the examples of several requests may as well get those of one in several.
         return self._result(lambda served: self._rowwise(served, name, x, most), True)
 
-    def _result(self, plan: Callable[[ServedModel], Call], tile: bool | None) -> np.ndarray:
-        """The result of a call."""
+    def _result(self, plan: Callable[[ServedModel], Call], tile: bool | None) -> dict[str, np.ndarray]:
+        """The results of a call, by name."""
         return self._of_one_version(lambda served: self._filled(plan(served), served, tile))
 
     def _of_one_version(self, result: Callable[[ServedModel], T]) -> T:
@@ -267,8 +285,8 @@ class Client:
                 served = latest
         return result(served)
 
-    def _filled(self, call: Call, served: ServedModel, tile: bool | None) -> np.ndarray:
-        result = np.empty(call.shape, call.dtype)
+    def _filled(self, call: Call, served: ServedModel, tile: bool | None) -> dict[str, np.ndarray]:
+        result = {name: np.empty(shape, dtype) for name, (shape, dtype) in call.results.items()}
         stop = threading.Event()
         if len(call.requests) <= 1:
             for request in call.requests:
@@ -286,21 +304,28 @@ class Client:
             progress.close()
         return result
 
-    def _fill(self, result: np.ndarray, call: Call, request: Request, ref: ModelRef, stop: threading.Event) -> None:
-        """Puts the answer of one request into its place."""
+    def _fill(
+        self, results: dict[str, np.ndarray], call: Call, request: Request, ref: ModelRef, stop: threading.Event
+    ) -> None:
+        """Puts the answers of one request into their places."""
         outputs = self._connection.send(ref, request.signature, request.inputs, stop).outputs
-        answer = np.asarray(next(iter(outputs.values())), call.dtype)
-        expected = result[request.place].shape
-        if answer.shape != expected:
-            joined = answer.shape[:1] == expected[:1] and answer.ndim == len(expected)
-            raise ServingError(
-                f"{self._connection.transport.address} answered {request.signature!r} with shape {answer.shape}, where "
-                f"{expected} was expected. {BATCHING_CURE if joined else 'Is it an export of this product?'}.",
-                "INTERNAL",
-            )
-        result[request.place] = answer
-        if request.mirrored is not None and call.swap is not None:
-            result[request.mirrored] = np.transpose(answer, call.swap)
+        for name, result in results.items():
+            value = (
+                outputs[name] if name in outputs else next(iter(outputs.values()))
+            )  # REST does not name a single one
+            answer = tensors.as_dtype(value, "DT_STRING") if result.dtype.hasobject else np.asarray(value, result.dtype)
+            expected = result[request.place].shape
+            if answer.shape != expected:
+                joined = answer.shape[:1] == expected[:1] and answer.ndim == len(expected)
+                raise ServingError(
+                    f"{self._connection.transport.address} answered {request.signature!r} with shape {answer.shape}, "
+                    f"where {expected} was expected. "
+                    f"{BATCHING_CURE if joined else 'Is it an export of this product?'}.",
+                    "INTERNAL",
+                )
+            result[request.place] = answer
+            if request.mirrored is not None and call.swap is not None:
+                result[request.mirrored] = np.transpose(answer, call.swap)
 
     def _check_may_split(self, served: ServedModel, tile: bool | None) -> None:
         """Raises if a call that takes several requests must not be made of them."""
@@ -329,3 +354,9 @@ def _transport(address: str, message_limit: int) -> Transport:
     if "://" in address and not address.startswith(("grpc://", "grpcs://")):
         raise ValueError(f"expected host:port, grpcs://host:port, http:// or https://, received {address!r}")
     return GrpcTransport(address, message_limit)
+
+
+def _one(results: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The only result."""
+    (result,) = results.values()
+    return result

@@ -71,13 +71,16 @@ class Connection:
         if MANIFEST_SIGNATURE not in served.signatures:
             return served
         try:
-            answer = self.send(served.pinned, MANIFEST_SIGNATURE, {"key": np.array("")}, within=within)
+            # A model whose rows are all independent may be batched, and tells a manifest for each of several keys.
+            rank = len(served.signatures[MANIFEST_SIGNATURE].inputs["key"].shape or ())
+            key = np.array([""] * rank if rank else "", object)
+            answer = self.send(served.pinned, MANIFEST_SIGNATURE, {"key": key}, within=within)
         except ServingError as error:
             if "Batching Run()" in error.answer:  # which a scalar input does not pass
                 return dataclasses.replace(served, batched=True)
             raise
         text = np.asarray(next(iter(answer.outputs.values()))).item()
-        return dataclasses.replace(served, manifest=json.loads(text), batched=False)
+        return dataclasses.replace(served, manifest=json.loads(text), batched=None if rank else False)
 
     def signature(self, served: ServedModel, name: str) -> SignatureSpec:
         """A signature of what is served."""

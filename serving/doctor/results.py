@@ -12,22 +12,18 @@ import numpy as np
 from serving.doctor.report import Check, bad, good, note
 from serving.shared import reference
 
-# Calls a signature with its inputs by name; raises whatever says why it cannot.
-Call = Callable[[str, Mapping[str, np.ndarray]], np.ndarray]
+# Calls a signature with its inputs by name, for outputs by name; raises whatever says why it cannot.
+Call = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-_SIDES = {
-    "ntk": ("x1", "x2"),
-    "ntk_symmetric": ("x",),
-    "ntk_diagonal": ("x",),
-    "ntk_features": ("x",),
-    "forward": ("x",),
-}
+_SIDES = {"ntk": ("x1", "x2")}  # others are of x
 _ROUNDING = {"tensorfloat32": 1e-2, "bfloat16": 1e-1}  # of these precisions, on accelerators
 _WARM_CALLS = 5
 
 
 def check_results(manifest: Mapping[str, Any], call: Call, failure: type[Exception]) -> list[Check]:
     """For each signature of which the export recorded a result: does it answer, how fast, and is it right?
+
+    Of a signature with several outputs each has a result, named signature/output.
 
     Args:
       manifest: of the export.
@@ -50,13 +46,15 @@ def check_results(manifest: Mapping[str, Any], call: Call, failure: type[Excepti
 def _check_signature(
     name: str, values: Mapping[str, Any], manifest: Mapping[str, Any], call: Call, failure: type[Exception]
 ) -> list[Check]:
-    inputs = _inputs(name, manifest)
+    signature, _, output = name.partition("/")
+    inputs = _inputs(signature, manifest)
     try:
-        (result, first), *later = (_timed(call, name, inputs) for _ in range(1 + _WARM_CALLS))
+        (outputs, first), *later = (_timed(call, signature, inputs) for _ in range(1 + _WARM_CALLS))
     except failure as error:
         return [bad(name, str(error))]
     median = float(np.median([seconds for _, seconds in later]))
     n = manifest["verification"]["examples"]
+    result = np.asarray(outputs[output] if output else next(iter(outputs.values())))
     difference = reference.difference(values, result)
     configuration, verification = manifest["configuration"], manifest["verification"]
     allowed = verification.get("rtol", configuration["export"]["verify"]["rtol"])
@@ -82,12 +80,12 @@ def _inputs(name: str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
     counts = {"x": n, "x1": n, "x2": reference.few(n)}
     return {
         f"{side}{spec['input'].removeprefix('x')}": array[: counts[side]]
-        for side in _SIDES[name]
+        for side in _SIDES.get(name, ("x",))
         for spec, array in zip(specs, examples, strict=True)
     }
 
 
-def _timed(call: Call, name: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, float]:
+def _timed(call: Call, name: str, inputs: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], float]:
     start = time.perf_counter()
     result = call(name, inputs)
     return result, time.perf_counter() - start

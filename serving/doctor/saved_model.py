@@ -157,9 +157,9 @@ def _misfit(inputs: Mapping[str, Any], specs: Mapping[str, Any]) -> str:
 def _caller(model: Any) -> Any:
     import tensorflow as tf
 
-    def call(name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        (result,) = model.signatures[name](**{key: tf.constant(array) for key, array in inputs.items()}).values()
-        return np.asarray(result)
+    def call(name: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        outputs = model.signatures[name](**{key: tf.constant(array) for key, array in inputs.items()})
+        return {key: value.numpy() for key, value in outputs.items()}
 
     return call
 

@@ -50,8 +50,8 @@ def check_server(client: Client, timeout: float) -> list[Check]:
         )
     )
 
-    def call(name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return next(iter(client.predict(name, inputs).values()))
+    def call(name: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return client.predict(name, inputs)
 
     return checks + check_results(recorded, call, ServingError)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ _SECTIONS = {
     "verification": dict,
     "versions": dict,
 }
+
+
+def are_answers(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is of what `ntk-fit` wrote: all its signatures have independent rows, and may be batched as it is."""
+    return "answers" in manifest
 
 
 class ManifestError(Exception):

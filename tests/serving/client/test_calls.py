@@ -33,7 +33,8 @@ def signature(*names, outputs=(None, None, *KEPT)):
 
 
 def filled(call, answer):
-    result = np.full(call.shape, np.nan, call.dtype)
+    ((shape, dtype),) = call.results.values()
+    result = np.full(shape, np.nan, dtype)
     for request in call.requests:
         part = answer(request)
         assert np.all(np.isnan(result[request.place]))
