@@ -87,11 +87,19 @@ class LeftOut:
     weights: np.ndarray
 
 
-def select(coordinates: Coordinates, task: Task, targets: np.ndarray, y: np.ndarray, ridge: float | None) -> Selection:
+def select(
+    coordinates: Coordinates,
+    task: Task,
+    targets: np.ndarray,
+    y: np.ndarray,
+    ridge: float | None,
+    network: np.ndarray | None = None,
+) -> Selection:
     """The ridge of the least leave-one-out loss, with the scale that goes with it.
 
-    For numbers the loss is the squared error, and the scale makes errors as large as their deviations. For classes it
-    is the negative log-likelihood of what all others say of an example, over ridges and scales.
+    For numbers the loss is the squared error, and the scale makes errors, those of the network among them, as large as
+    their deviations. For classes it is the negative log-likelihood of what all others say of an example, over ridges
+    and scales.
 
     Args:
       coordinates: of the examples.
@@ -99,14 +107,9 @@ def select(coordinates: Coordinates, task: Task, targets: np.ndarray, y: np.ndar
       targets: (n, O): for numbers the residuals, for classes the network's logits.
       y: (n, O) or (n,): as `task` has them.
       ridge: the only one to try, if it is given.
-
-    Raises:
-      ValueError: the kernel is zero.
+      network: (n,) of numbers what `network_fit` gives.
     """
-    mean = coordinates.trace / coordinates.count
-    if not mean > 0:
-        raise ValueError("the kernel of the reference examples is zero")
-    ridges = RIDGES * mean if ridge is None else np.array([ridge])
+    ridges = RIDGES * coordinates.trace / coordinates.count if ridge is None else np.array([ridge])
     scales = len(_FLATTENINGS) if task.classes else 1
     losses, squares = np.zeros((len(ridges), scales)), np.zeros(len(ridges))
     flattenings = _scales(coordinates, ridges) if task.classes else None
@@ -115,7 +118,8 @@ def select(coordinates: Coordinates, task: Task, targets: np.ndarray, y: np.ndar
         if flattenings is None:
             squared = np.square(targets[rows] - values)
             losses[:, 0] += squared.sum((1, 2))
-            squares += np.einsum("lno,ln->l", squared, rest / ridges[:, None])
+            own = np.ones(rest.shape[1]) if network is None else network[rows]
+            squares += np.einsum("lno,ln->l", squared, rest / (ridges[:, None] * np.square(own)))
         else:
             for k in range(scales):
                 variances = flattenings[:, k, None] * latent
@@ -124,6 +128,23 @@ def select(coordinates: Coordinates, task: Task, targets: np.ndarray, y: np.ndar
     best, which = np.unravel_index(np.argmin(losses), losses.shape)
     scale = squares[best] / targets.size if flattenings is None else flattenings[best, which]
     return Selection(ridges, losses.min(1), float(ridges[best]), float(scale), float(losses[best, which]))
+
+
+def network_fit(coordinates: Coordinates, targets: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """(n,) 1 - leverages of the network itself, as if it were kernel regression of the targets.
+
+    Its ridge is that of which the fitted values are nearest to the network's output. A residual of the network divided
+    by this is what it would be had the network not seen the example: leave-one-out by influence (Koh and Liang 2017,
+    arXiv 1703.04730), in the kernel of the trained network.
+    """
+    ridges = RIDGES * coordinates.trace / coordinates.count
+    distances = np.zeros(len(ridges))
+    for start, values, _, rest in _left_out(coordinates, targets, ridges):
+        rows = slice(start, start + values.shape[1])
+        fitted = targets[rows] - (targets[rows] - values) * rest[:, :, None]
+        distances += np.square(fitted - output[rows]).sum((1, 2))
+    nearest = ridges[[np.argmin(distances)]]
+    return np.concatenate([rest[0] for *_, rest in _left_out(coordinates, targets[:, :0], nearest)])
 
 
 def left_out(coordinates: Coordinates, targets: np.ndarray, ridge: float) -> LeftOut:

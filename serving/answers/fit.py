@@ -79,19 +79,25 @@ def fit(
       FitError: it cannot be done.
     """
     residuals, logits = task.residuals(output, y), task.logits(output)
-    try:
-        selection = algebra.select(reference.coordinates, task, logits if task.classes else residuals, y, ridge)
-    except ValueError as error:
+    coordinates = reference.coordinates
+    if not coordinates.trace > 0:
         raise FitError(
-            f"Expected a kernel above zero, but {error}: the output depends on no trainable variable."
-        ) from error
-    left_out = algebra.left_out(reference.coordinates, residuals, selection.ridge)
+            f"{exported.path}: expected a kernel above zero, received zero for all examples: the output depends on no "
+            "trainable variable there."
+        )
     if task.classes:
-        others = algebra.left_out(reference.coordinates, logits, selection.ridge)
+        selection = algebra.select(coordinates, task, logits, y, ridge)
+        left_out = algebra.left_out(coordinates, residuals, selection.ridge)
+        others = algebra.left_out(coordinates, logits, selection.ridge)
         said = quality.of_classes(task.probabilities(others.values, selection.scale * others.latent), y)
     else:
+        network = algebra.network_fit(coordinates, y, output)
+        selection = algebra.select(coordinates, task, residuals, y, ridge, network)
+        left_out = algebra.left_out(coordinates, residuals, selection.ridge)
         variance = selection.scale * (left_out.latent + selection.ridge)
-        said = quality.of_numbers(left_out.values, residuals, variance)
+        errors = (residuals - left_out.values) / network[:, None]
+        said = quality.of_numbers(np.zeros_like(errors), errors, variance)
+        said |= {"rmse": float(np.sqrt(selection.loss)), "rmse_with_network": said["rmse"]}
     if reference.method == "exact":
         if keep is not None:
             raise FitError("--keep is of --method=features: exact answers need all reference examples.")

@@ -236,7 +236,8 @@ def _say_quality(word: str, said: Mapping[str, Any], say: Say) -> None:
         parts.append(f"accuracy {said['accuracy']:.1%}")
         parts.append(f"negative log-likelihood {said['nll']:.4f}, expected calibration error {said['ece']:.4f}")
     if "rmse" in said:
-        parts.append(f"root mean square error {said['rmse']:.4g}")
+        network = f" ({said['rmse_with_network']:.4g} of the network too)" if "rmse_with_network" in said else ""
+        parts.append(f"root mean square error {said['rmse']:.4g}{network}")
     if coverage := said.get("coverage"):
         parts.append(f"within 1 and 2 standard deviations {coverage['1']:.0%} and {coverage['2']:.0%} (68% and 95%)")
     say(word, ", ".join(parts))
