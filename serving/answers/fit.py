@@ -145,9 +145,9 @@ def _by_features(
 ) -> tuple[Similarities, dict[str, np.ndarray]]:
     coordinates, vectors = reference.coordinates, reference.vectors
     mean = vectors @ (coordinates.products(residuals) / (coordinates.values + ridge)[:, None])
-    deviation = vectors * np.sqrt(ridge / (coordinates.values + ridge))
+    known = vectors * np.sqrt(coordinates.values / (coordinates.values + ridge))
     table = _rows(reference.features, kept, dtype)
-    return ByFeatures(exported.call, table, mean, deviation), {"mean": mean, "deviation": deviation, "table": table}
+    return ByFeatures(exported.call, table, mean, known), {"mean": mean, "known": known, "table": table}
 
 
 def _kept(reference: Reference, leverages: np.ndarray, keep: int | None, memory: int) -> tuple[np.ndarray, str]:

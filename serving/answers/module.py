@@ -66,17 +66,17 @@ class Similarities(tf.Module, abc.ABC):
 
 
 class ByFeatures(Similarities):
-    """By the features of each example: products with (D, N), (D, O) and (D, D) matrices."""
+    """By the features of each example: products with (D, N), (D, O) and (D, r) matrices."""
 
     def __init__(
-        self, call: Callable[[str, Inputs], tf.Tensor], table: Any, mean: np.ndarray, deviation: np.ndarray
+        self, call: Callable[[str, Inputs], tf.Tensor], table: Any, mean: np.ndarray, known: np.ndarray
     ) -> None:
         """Takes the export's signatures, the reference examples' features (N, D), and the other two matrices."""
         super().__init__()
         self._call = call
         self.table = tf.Variable(table, trainable=False, name="reference_features")
         self.mean = tf.Variable(mean.astype(np.float32), trainable=False, name="mean")
-        self.deviation = tf.Variable(deviation.astype(np.float32), trainable=False, name="deviation")
+        self.known = tf.Variable(known, trainable=False, name="known")
 
     def seen(self, inputs: Inputs) -> tf.Tensor:
         """Features."""
@@ -100,8 +100,10 @@ class ByFeatures(Similarities):
         return tf.matmul(seen, self.mean)
 
     def latent(self, seen: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
-        """λ φ (FᵀF + λ)⁻¹ φᵀ, a sum of squares, so that nothing cancels."""
-        return tf.reduce_sum(tf.square(tf.matmul(seen, self.deviation)), -1)
+        """φ φᵀ - φ V values (values + λ)⁻¹ Vᵀ φᵀ, in float64: what is left may be little."""
+        features = tf.cast(seen, tf.float64)
+        prior = tf.reduce_sum(tf.square(features), -1)
+        return tf.cast(_left(prior, tf.matmul(features, self.known)), tf.float32)
 
 
 class Exact(Similarities):
@@ -140,7 +142,7 @@ class Exact(Similarities):
 
     def latent(self, seen: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
         """k(x, x) - k (K + λ)⁻¹ kᵀ."""
-        return tf.maximum(prior - tf.reduce_sum(tf.square(tf.matmul(seen, self.inverse_root)), -1), 0)
+        return _left(prior, tf.matmul(seen, self.inverse_root))
 
 
 class AnswersModule(tf.Module):
@@ -246,6 +248,11 @@ class AnswersModule(tf.Module):
         for given in (side, tuple(side), dict(zip(names, side, strict=True))):
             function.get_concrete_function(given)
         return function
+
+
+def _left(prior: tf.Tensor, known: tf.Tensor) -> tf.Tensor:
+    """The prior's variance (n,) without that of what is known, (n, r) in standard deviations."""
+    return tf.maximum(prior - tf.reduce_sum(tf.square(known), -1), 0)
 
 
 def _plain(ids: np.ndarray) -> Any:

@@ -24,6 +24,7 @@ METHODS = ("auto", "exact", "features")
 NEEDED = {"exact": ("ntk", "ntk_diagonal"), "features": ("ntk_features",)}
 FEW = 1000  # examples at most for which auto takes the kernel itself
 _PART = 1 << 25  # entries of features at work
+_LEAST = 1e-13  # of the largest eigenvalue; below it is rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Reference:
     Attributes:
       method: exact or features.
       coordinates: of all of them.
-      vectors: of features (D, D), the eigenvectors of FᵀF; of kernels (n, n), those of the kernel.
+      vectors: of features (D, r), the eigenvectors of FᵀF; of kernels (n, n), those of the kernel.
       diagonal: (n,) of their kernel.
       features: (n, D) of the method features, to be read in parts; None for exact.
       own: what the export keeps of them for exact, or if it cannot their inputs by signature name.
@@ -107,13 +108,22 @@ def by_features(export: Export, rows: Prepared, store: Path, workers: Workers, m
         for start in range(0, n, step):
             yield start, np.asarray(array[start : start + step], np.float64)
 
-    products, diagonal = np.zeros((dimensions, dimensions)), np.empty(n)
+    # Of the two matrices with the same eigenvalues the smaller one.
+    size = min(n, dimensions)
+    products, diagonal = np.zeros((size, size)), np.empty(n)
+    whole = np.concatenate([part for _, part in parts()]) if n < dimensions else None
+    if whole is not None:
+        products = whole @ whole.T
     for start, part in parts():
         check_finite(part, start)
-        products += part.T @ part
         diagonal[start : start + len(part)] = np.einsum("nd,nd->n", part, part)
+        if whole is None:
+            products += part.T @ part
     values, vectors = np.linalg.eigh(products)
-    values = np.maximum(values, 0)
+    there = values > _LEAST * values[-1]
+    values, vectors = values[there], vectors[:, there]
+    if whole is not None:
+        vectors = whole.T @ (vectors / np.sqrt(values))
 
     def coordinates() -> Iterator[tuple[int, np.ndarray]]:
         return ((start, part @ vectors) for start, part in parts())

@@ -133,9 +133,9 @@ def _regressed(exported: Exported, fit: Fit, inputs: Mapping[str, tf.Tensor]) ->
     matrices = fit.algebra
     if "table" in matrices:
         features = exported.call("ntk_features", inputs).numpy().astype(np.float64)
-        latent = np.square(features @ matrices["deviation"]).sum(-1)
-        kernel = features @ matrices["table"].astype(np.float64).T
-        return kernel, features @ matrices["mean"], latent, np.square(features).sum(-1)
+        kernel, prior = features @ matrices["table"].astype(np.float64).T, np.square(features).sum(-1)
+        latent = np.maximum(prior - np.square(features @ matrices["known"]).sum(-1), 0)
+        return kernel, features @ matrices["mean"], latent, prior
     kernel = fit.similarities.seen(inputs).numpy().astype(np.float64)
     prior = exported.call("ntk_diagonal", inputs).numpy().astype(np.float64)
     latent = np.maximum(prior - np.square(kernel @ matrices["inverse_root"]).sum(-1), 0)
