@@ -93,11 +93,13 @@ class Oracle(Protocol):
 
     Attributes:
       examples: for how many of them kernels can be afforded.
-      shares: each variable's, once a kernel of the model's own variables was asked for; None before, and of none.
     """
 
     examples: int
-    shares: Shares | None
+
+    @property
+    def shares(self) -> Shares | None:
+        """Each variable's, once a kernel of the model's own variables was asked for; None before."""
 
     @property
     def proof(self) -> Proof | None:

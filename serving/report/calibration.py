@@ -53,13 +53,14 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (lower, upper]
     counts = np.bincount(place, minlength=bins)
     there = counts > 0
-    sums = [np.bincount(place, weights, minlength=bins)[there] / counts[there] for weights in (confidence, right)]
+    confidences, accuracies = (
+        np.bincount(place, w, minlength=bins)[there] / counts[there] for w in (confidence, right)
+    )
     (numbers,) = np.nonzero(there)
     own = np.take_along_axis(probabilities, labels[:, None].astype(int), 1)
     loss = float(-np.mean(np.log(np.maximum(own, np.finfo(np.float64).tiny))))
-    return Reliability(
-        float(right.mean()), loss, counts[there], *sums, np.stack([numbers / bins, (numbers + 1) / bins], 1)
-    )
+    edges = np.stack([numbers / bins, (numbers + 1) / bins], 1)
+    return Reliability(float(right.mean()), loss, counts[there], confidences, accuracies, edges)
 
 
 def probabilities_of(output: np.ndarray, kind: str | None = None) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from serving.report.calibration import Reliability
 
+_SQUARE = {"scaleanchor": "x", "constrain": "domain"}
 _LABELS = 24  # of classes on an axis, at most
 _POINTS = 400  # of a curve
 
@@ -24,12 +26,14 @@ class Figure:
 
     Attributes:
       data, layout: as `Plotly.newPlot` takes them.
-      height: in pixels; 0: as high as it is wide.
+      height: in pixels; 0: about as high as it is wide.
+      small: whether it needs less than the page's width; of such that are as high as wide.
     """
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     height: int = 320
+    small: bool = False
 
 
 def typed(array: np.ndarray) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def heat_map(
         ],
         {
             "xaxis": {**axis, "side": "top"},
-            "yaxis": {**axis, "range": [last, -0.5]},
+            "yaxis": {**axis, "range": [last, -0.5], **_SQUARE},
             "shapes": shapes if len(edges) <= _LABELS else [],
         },
         height=0,
@@ -115,7 +119,9 @@ def class_map(means: np.ndarray, names: Sequence[str]) -> Figure:
     axis = {"type": "category", "showgrid": False, "zeroline": False, "ticks": "", "tickangle": 0}
     if len(names) <= _LABELS:
         axis |= {"tickmode": "array", "tickvals": list(ticks), "ticktext": list(ticks.values())}
-    return Figure([trace], {"xaxis": {**axis, "side": "top"}, "yaxis": {**axis, "autorange": "reversed"}}, height=0)
+    return Figure(
+        [trace], {"xaxis": {**axis, "side": "top"}, "yaxis": {**axis, "autorange": "reversed", **_SQUARE}}, 0, True
+    )
 
 
 def spectrum(values: np.ndarray) -> Figure:
@@ -139,29 +145,29 @@ def spectrum(values: np.ndarray) -> Figure:
         ],
         {
             "xaxis": {"type": "log", "title": {"text": "rank"}, "dtick": 1},
-            "yaxis": {"type": "log", "title": {"text": "share of the trace"}, "exponentformat": "power", "nticks": 7},
+            "yaxis": {"type": "log", "title": {"text": "share of the trace"}, "exponentformat": "power", "dtick": 1},
         },
     )
 
 
 def effective_dimension(ridges: np.ndarray, dimensions: np.ndarray, marked: float, at_mark: float) -> Figure:
-    """tr K (K + λ)⁻¹ by λ, relative to the mean diagonal, with one marked."""
+    """tr K (K + λ)⁻¹ by λ, relative to the trace, with one marked."""
     return Figure(
         [
-            _curve(ridges, dimensions, "λ = %{x:.1e} of the mean diagonal<br>dimension <b>%{y:.1f}</b><extra></extra>"),
+            _curve(ridges, dimensions, "λ = %{x:.1e} of the trace<br>dimension <b>%{y:.1f}</b><extra></extra>"),
             {
                 "type": "scatter",
                 "mode": "markers",
                 "x": [marked],
                 "y": [at_mark],
                 "marker": {"size": 9, "color": "@second"},
-                "hovertemplate": "λ = %{x:.2e} of the mean diagonal<br>dimension <b>%{y:.1f}</b><extra></extra>",
+                "hovertemplate": "λ = %{x:.2e} of the trace<br>dimension <b>%{y:.1f}</b><extra></extra>",
             },
         ],
         {
             "xaxis": {
                 "type": "log",
-                "title": {"text": "λ / mean diagonal"},
+                "title": {"text": "λ / trace"},
                 "exponentformat": "power",
                 "dtick": 1,
                 "autorange": "reversed",
@@ -290,7 +296,8 @@ def reliabilities(named: Sequence[tuple[str, Reliability]]) -> Figure:
             "yaxis": {"title": {"text": "accuracy"}, "range": [0, 1.05], "tickformat": ".0%"},
             "showlegend": True,
         },
-        height=380,
+        height=0,
+        small=True,
     )
 
 
@@ -327,7 +334,7 @@ def predicted(targets: np.ndarray, means: np.ndarray, deviations: np.ndarray, na
 def histogram(values: np.ndarray, title: str, bounds: tuple[float, float], bins: int = 30) -> Figure:
     """How many examples have which value."""
     counts, edges = np.histogram(np.clip(values, *bounds), bins, bounds)
-    hover = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges, edges[1:], strict=False)]
+    hover = [f"{a:.3g} to {b:.3g}" for a, b in itertools.pairwise(edges)]
     return Figure(
         [
             {
@@ -375,7 +382,7 @@ def _curve(x: np.ndarray, y: np.ndarray, hover: str) -> dict[str, Any]:
 
 
 def _bar(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 0.9}
+    return {"title": {"text": f"{title}<br>\u200b", "side": "top"}, "thickness": 10, "outlinewidth": 0, "len": 0.9}
 
 
 def _spread(count: int) -> np.ndarray:

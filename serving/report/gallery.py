@@ -16,11 +16,11 @@ from serving.report.sample import Sample, read_rows, take
 from serving.report.section import Section, Table, counted, number, percent
 from serving.report.targets import Targets, targets_of
 
-SHOWN = 6  # examples whose neighbours are shown
+SHOWN = 8  # examples whose neighbours are shown
 ODD = 3  # of these, such whose nearest is of another class
-NEIGHBOURS = 6
+NEIGHBOURS = 8
 _NEAR = 0.1  # largest difference of a similarity from the kernel's cosine: features of 4,096 numbers are within 0.06
-_NOVEL = 6
+_NOVEL = 8
 
 Cosines = Callable[[Rows], np.ndarray]
 
@@ -79,13 +79,13 @@ def queries(sample: Sample, targets: Targets | None, odd: np.ndarray, seed: int 
     odd = odd[:ODD]
     order = [int(k) for k in rng.permutation(n) if k not in set(odd.tolist())]
     chosen: list[int] = []
-    if targets is not None and targets.labels is not None:
-        seen = set(targets.labels[odd].tolist())
+    if targets is not None and (labels := targets.labels) is not None:
+        seen = set(labels[odd].tolist())
         for k in order:
-            if targets.labels[k] not in seen and len(chosen) + len(odd) < SHOWN:
-                seen.add(targets.labels[k])
+            if labels[k] not in seen and len(chosen) + len(odd) < SHOWN:
+                seen.add(labels[k])
                 chosen.append(k)
-        chosen.sort(key=lambda k: targets.labels[k])
+        chosen.sort(key=labels.__getitem__)
     rest = [k for k in order if k not in set(chosen)]
     chosen += rest[: max(0, SHOWN - len(chosen) - len(odd))]
     return np.array([*chosen, *odd.tolist()], np.int64)
@@ -133,8 +133,8 @@ def nearest_section(shown: Shown, cosines: np.ndarray) -> tuple[Section, np.ndar
     ]
     if len(differ):
         notes.append(
-            f"The last {len(differ[:ODD])} are among those whose nearest is of another class, with the largest cosines: "
-            "confusable, or with a wrong label."
+            f"The last {len(differ[:ODD])} have a nearest of another class, with the largest cosines of such: they are "
+            "confusable, or have a wrong label."
         )
     notes += [shown.pictures.note] if shown.pictures.note else []
     head = ("example", "target", "nearest", "its target", "cosine")
@@ -210,7 +210,7 @@ def find_references(
     targets = None
     if found.y is not None and shown.targets is not None:
         targets = targets_of(found.y, numbers=not shown.targets.is_classes)
-    note = f"The references are examples of --data: similarities are within {own:.1g} (median) of the kernel's cosines with them."
+    note = f"The references are examples of --data: similarities are within {own:.1g} (median) of the kernel's cosines."
     return References(places, found, targets, note)
 
 
@@ -262,8 +262,8 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
         section(
             "support",
             "Supporting examples",
-            f"The largest weight of a reference is {number(heaviest, 3)} in absolute value (median of those shown); "
-            f"{percent(against, 0)} of the predictions shown have references that speak against them (weights below 0).",
+            f"The largest weight of a reference has an absolute value of {number(heaviest, 3)} (median of these); "
+            f"{percent(against, 0)} of those shown have references that speak against it (weights below 0).",
             support_ids,
             weights,
             "+.2g",

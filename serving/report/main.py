@@ -3,8 +3,8 @@
 ntk-report --export=BASE_DIR --data=DATA [--answers=ANSWERS_DIR] --output=report.html
 
 The kernel as a heat map, its spectrum and effective dimension, alignment with the targets, each layer's share, nearest
-and supporting examples, accuracy and calibration, time and memory. DATA is a .npz file, a .zarr group, TFRecord files of
-tf.train.Example ('train-*.tfrecord'), or package.module:callable that returns arrays by name: the model's inputs by
+and supporting examples, accuracy and calibration, time and memory. DATA is a .npz file, a .zarr group, TFRecord files
+of tf.train.Example ('train-*.tfrecord'), or package.module:callable that returns arrays by name: the model's inputs by
 their names (x for one), optionally y and id. The page's path is the last line of standard output.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,9 @@ def blocks(groups: np.ndarray, most: int) -> list[slice]:
     edges = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1), n]
     step = max(1.0, n / most)
     ranges = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         cuts = np.linspace(start, stop, max(1, round((stop - start) / step)) + 1).astype(int)
-        ranges += [slice(int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        ranges += [slice(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     return ranges
 
 

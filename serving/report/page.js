@@ -66,7 +66,11 @@
     });
   }
 
-  function draw() {
+  // One after the other: Plotly leaves parts of a figure behind that is drawn anew before it is finished.
+  let drawing = Promise.resolve();
+  const draw = () => (drawing = drawing.then(drawAll));
+
+  function drawAll() {
     const colours = COLOURS[theme()];
     button.textContent = theme() === "dark" ? "Light" : "Dark";
     const options = {
@@ -75,7 +79,7 @@
     };
     return Promise.all(Object.entries(figures).map(([id, figure]) => {
       const place = document.getElementById(id);
-      return Plotly.react(place, dataOf(figure, place, colours), layoutOf(figure, place, colours), options);
+      return Plotly.newPlot(place, dataOf(figure, place, colours), layoutOf(figure, place, colours), options);
     }));
   }
 
@@ -110,11 +114,23 @@
       area.remove();
     }
   }
+  function cellsOf(table) {
+    return [...table.querySelectorAll("tr")].map((row) => [...row.cells].map((cell) => cell.textContent));
+  }
+
+  // The matrix of a heat map, with its labels.
+  function matrixOf(trace) {
+    const bytes = Uint8Array.from(atob(trace.z.bdata), (c) => c.charCodeAt(0));
+    const values = new Float32Array(bytes.buffer), n = trace.x.length;
+    return [["", ...trace.x], ...trace.y.map((label, k) => [label, ...values.subarray(k * n, (k + 1) * n)])];
+  }
+
   document.querySelectorAll("button.copy").forEach((one) => one.addEventListener("click", async () => {
-    const rows = [...one.parentElement.querySelectorAll("tr")];
-    await copy(rows.map((row) => [...row.cells].map((cell) => cell.textContent).join("\t")).join("\n"));
+    const text = one.textContent, id = one.dataset.figure;
+    const rows = id ? matrixOf(figures[id].data[0]) : cellsOf(one.parentElement);
+    await copy(rows.map((row) => row.join("\t")).join("\n"));
     one.textContent = "Copied";
-    setTimeout(() => { one.textContent = "Copy"; }, 1500);
+    setTimeout(() => { one.textContent = text; }, 1500);
   }));
 
   draw().then(() => { root.dataset.drawn = "yes"; });

@@ -79,7 +79,7 @@ def to_html(page: Page) -> str:
 <div class="about">{about}</div>
 </header>
 <main>
-<noscript><p class="notice">Figures are drawn by a script, which is switched off here; their numbers are below each.</p></noscript>
+<noscript><p class="notice">Figures are drawn by a script, which is off here; their numbers are below.</p></noscript>
 {notices}<div class="tiles">{tiles}</div>
 <nav aria-label="Sections">{links}</nav>
 {"".join(_section(section) for section in page.sections)}</main>
@@ -123,12 +123,7 @@ def _umask() -> int:
 
 
 def _section(section: Section) -> str:
-    plots = "".join(
-        f'<figure class="plot"><div id="{section.key}-{k}" class="canvas{"" if figure.height else " square"}" role="img" '
-        f'aria-label="{html.escape(f"{what}. {section.sentence}", quote=True)}"'
-        f"{f' style=height:{figure.height}px' if figure.height else ''}></div><figcaption>{html.escape(what)}</figcaption></figure>"
-        for k, (what, figure) in enumerate(section.figures)
-    )
+    plots = "".join(_plot(section, k) for k in range(len(section.figures)))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in section.notes)
     return (
         f'<section id="{section.key}"><h2>{html.escape(section.title)}</h2>\n'
@@ -138,6 +133,21 @@ def _section(section: Section) -> str:
         + (f'<div class="notes">{notes}</div>\n' if notes else "")
         + "".join(_table(table) for table in section.tables)
         + "</section>\n"
+    )
+
+
+def _plot(section: Section, number: int) -> str:
+    what, figure = section.figures[number]
+    key, label = f"{section.key}-{number}", html.escape(f"{what}. {section.sentence}", quote=True)
+    shape = f'class="canvas" style="height:{figure.height}px"'
+    if not figure.height:
+        shape = f'class="canvas square{" small" if figure.small else ""}"'
+    matrix = ""
+    if isinstance(figure.data[0].get("z"), dict):
+        matrix = f'<button class="copy" type="button" data-figure="{key}">Copy the drawn matrix</button>'
+    return (
+        f'<figure class="plot"><div id="{key}" {shape} role="img" aria-label="{label}"></div>'
+        f"<figcaption>{html.escape(what)}</figcaption>{matrix}</figure>"
     )
 
 

@@ -76,8 +76,8 @@ def _of_classes(output: np.ndarray | None, labels: np.ndarray, answers: Answers 
     if len(named) == 1 and abs(gap) > 0.01:
         sentence += f": it is too {'sure' if gap > 0 else 'cautious'}"
     notes += [
-        f"Expected calibration error: the mean |accuracy - confidence| over {calibration.BINS} bins of confidence, weighed "
-        "by their examples. A mark's area goes with them; on the dotted line confidence is right.",
+        f"Expected calibration error: the mean |accuracy - confidence| over {calibration.BINS} bins of confidence, "
+        "weighed by their examples. A mark's area goes with them; on the dotted line confidence is right.",
         "It is of these examples: on those that a network was trained on it looks better than it is.",
     ]
     rows = [
@@ -171,7 +171,8 @@ def fit_section(answers: Answers) -> Section:
     if isinstance(ridge, (int, float)):
         sentence += f" and use a ridge of {number(float(ridge), 3)}"
     if usable:
-        sentence += f"; over the ridges that were tried leave-one-out loss goes from {number(float(losses.min()), 3)} to {number(float(losses.max()), 3)}"
+        low, high = (number(float(value), 3) for value in (losses.min(), losses.max()))
+        sentence += f"; over the ridges that were tried leave-one-out loss goes from {low} to {high}"
     figure = figures.ridge_curve(ridges.tolist(), losses.tolist(), float(ridge or 0)) if usable else None
     return Section(
         "fit",

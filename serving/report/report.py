@@ -94,8 +94,9 @@ def make_page(inputs: Inputs, say: Say) -> Page:
     sections[place:place] = [layers]
     sections.append(export_section(export, measured))
     say("numbers", f"{time.monotonic() - start:.1f} s")
+    drawn = f" of {sample.total:,}, drawn at random," if of else ""
     about = [
-        f"{counted(len(sample), 'example')}{f' of {sample.total:,}, drawn at random,' if of else ''} of {Path(data.name).name}",
+        f"{counted(len(sample), 'example')}{drawn} of {Path(data.name).name}",
         f"Export {export.path.parent.name}, version {export.path.name}, written {export.manifest['created'][:10]}",
     ]
     if answers is not None:
@@ -141,7 +142,7 @@ def _sections(
     if answers is not None:
         sections.append(fit_section(answers))
     tiles = [(f"{len(sample):,}", "examples", "kernel"), (dimension, "effective dimension", "spectrum")]
-    tiles += [(aligned, "alignment with the targets", "alignment")] if aligned else []
+    tiles += [(aligned, "target alignment", "alignment")] if aligned else []
     tiles += [(agree, "nearest of the same class", "nearest")] if agree else []
     tiles += [(accuracy, "accuracy", "predictions")] if accuracy else []
     return sections, tiles

@@ -14,7 +14,7 @@ from serving.report.targets import Targets
 
 DRAWN = 240  # rows of the heat map, about; more are means
 SPECTRUM = 2000  # examples whose eigenvalues are computed at most
-RIDGE = 1e-3  # λ of the effective dimension that is told, relative to the mean diagonal
+RIDGE = 1e-3  # λ of the effective dimension that is told, relative to the trace
 _RIDGES = np.logspace(0, -8, 33)
 _SHUFFLES = 20
 _CLASS_TABLE = 30
@@ -47,7 +47,7 @@ def kernel_section(
     ranges = numbers.blocks(groups, n if n <= DRAWN else DRAWN)
     if n > DRAWN:
         notes.append(
-            f"Each of {len(ranges)} × {len(ranges)} fields is the mean over a block of {n / len(ranges):.1f} examples a side."
+            f"Each of {len(ranges)} × {len(ranges)} fields is the mean over {n / len(ranges):.1f} examples a side."
         )
     if kept:
         notes.append(kept)
@@ -176,13 +176,8 @@ def classes_section(cosines: np.ndarray, targets: Targets | None) -> Section | N
     )
 
 
-def spectrum_section(kernel: np.ndarray, ridge: float | None = None) -> tuple[Section, str]:
-    """Eigenvalues and effective dimension; and that dimension for the beginning of the page.
-
-    Args:
-      kernel: (n, n).
-      ridge: of the answers, on the kernel's scale.
-    """
+def spectrum_section(kernel: np.ndarray) -> tuple[Section, str]:
+    """Eigenvalues and effective dimension; and that dimension for the beginning of the page."""
     n = len(kernel)
     notes = []
     if n > SPECTRUM:
@@ -195,26 +190,21 @@ def spectrum_section(kernel: np.ndarray, ridge: float | None = None) -> tuple[Se
     of = numbers.spectrum(kernel)
     if not of.trace:
         return Section("spectrum", "Spectrum", "All eigenvalues are 0: no variable moves any output.", notes=notes), "0"
-    mean = of.trace / used
-    chosen = RIDGE if ridge is None else ridge / mean
-    dimension = of.effective_dimension(chosen * mean)
-    source = "" if ridge is None else ", the answers' ridge,"
-    dimensions = np.array([of.effective_dimension(r * mean) for r in _RIDGES])
+    dimension = of.effective_dimension(RIDGE * of.trace)
+    dimensions = np.array([of.effective_dimension(ridge * of.trace) for ridge in _RIDGES])
     half, most = of.holding(0.5), of.holding(0.95)
     sentence = (
         f"The largest eigenvalue holds {percent(of.values[0] / of.trace)} of the trace, "
-        f"{counted(half, 'eigenvalue')} half of it and {most:,} of {used:,} hold 95%. With λ = {chosen:.2g} of the "
-        f"mean diagonal{source} the effective dimension tr K(K + λ)⁻¹ is {dimension:,.1f}."
+        f"{counted(half, 'eigenvalue')} half of it and {most:,} of {used:,} hold 95%. With λ = {RIDGE:g} of the "
+        f"trace the effective dimension tr K(K + λ)⁻¹ is {dimension:,.1f}."
     )
     if of.smallest < -1e-6 * of.values[0]:
-        notes.append(
-            f"The smallest eigenvalue is {of.smallest:.2g}, which is more than rounding: {percent(-of.smallest / of.values[0], 4)} of the largest."
-        )
-    notes.append(
-        f"float64 eigenvalues of the float32 kernel: below about {1e-7 * of.values[0] / of.trace:.0e} of the trace they are rounding."
-        if kernel.dtype == np.float32
-        else "float64 eigenvalues."
+        part = percent(-of.smallest / of.values[0], 4)
+        notes.append(f"The smallest eigenvalue is {of.smallest:.2g}, more than rounding: {part} of the largest.")
+    rounding = (
+        f" of the float32 kernel: below about {1e-7 * of.values[0] / of.trace:.0e} of the trace they are rounding"
     )
+    notes.append(f"float64 eigenvalues{rounding if kernel.dtype == np.float32 else ''}.")
     ranks = sorted({k for k in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, used) if k <= used})
     held = np.cumsum(of.values) / of.trace
     return (
@@ -224,7 +214,7 @@ def spectrum_section(kernel: np.ndarray, ridge: float | None = None) -> tuple[Se
             sentence,
             [
                 ("eigenvalues", figures.spectrum(of.values)),
-                ("effective dimension", figures.effective_dimension(_RIDGES, dimensions, chosen, dimension)),
+                ("effective dimension", figures.effective_dimension(_RIDGES, dimensions, RIDGE, dimension)),
             ],
             notes=notes,
             tables=[
@@ -243,9 +233,9 @@ def spectrum_section(kernel: np.ndarray, ridge: float | None = None) -> tuple[Se
                 ),
                 Table(
                     "Effective dimension",
-                    ("λ / mean diagonal", "λ", "dimension"),
+                    ("λ / trace", "λ", "dimension"),
                     [
-                        (f"{r:.0e}", f"{r * mean:.4g}", f"{d:,.2f}")
+                        (f"{r:.0e}", f"{r * of.trace:.4g}", f"{d:,.2f}")
                         for r, d in zip(_RIDGES[::4], dimensions[::4], strict=True)
                     ]
                     + [("participation ratio (Σμ)² / Σμ²", "", f"{of.participation:,.2f}")],
@@ -258,7 +248,7 @@ def spectrum_section(kernel: np.ndarray, ridge: float | None = None) -> tuple[Se
 
 def alignment_section(kernel: np.ndarray, targets: Targets | None) -> tuple[Section, str | None]:
     """Centred kernel-target alignment; and it for the beginning of the page."""
-    title = "Alignment with the targets"
+    title = "Alignment"
     if targets is None:
         return Section("alignment", title, "Left out: the data has no y."), None
     if len(kernel) < 2:
@@ -285,7 +275,10 @@ def alignment_section(kernel: np.ndarray, targets: Targets | None) -> tuple[Sect
     values = [total, *each]
     if len(each) > 2 and not np.all(np.isnan(each)):
         best, worst = int(np.nanargmax(each)), int(np.nanargmin(each))
-        sentence += f" Of one {what} against the others it is highest for {names[best + 1]} ({each[best]:.3f}), lowest for {names[worst + 1]} ({each[worst]:.3f})."
+        sentence += (
+            f" Of one {what} against the others it is highest for {names[best + 1]} ({each[best]:.3f}), lowest for "
+            f"{names[worst + 1]} ({each[worst]:.3f})."
+        )
     shown = [k for k, value in enumerate(values) if not math.isnan(value)][: _MANY + 1]
     hover = [f"{names[k]}: <b>{values[k]:.4f}</b>" for k in shown]
     section = Section(
@@ -355,7 +348,8 @@ def layers_section(manifest: Mapping[str, Any]) -> Section:
         )
     shown = [path for path in order if path in set(ranked[:_MANY])]
     hover = [
-        f"{p}<br><b>{percent(shares[p], 2)}</b> of the kernel<br>{percent(sizes[p] / total, 2)} of the parameters ({sizes[p]:,})"
+        f"{p}<br><b>{percent(shares[p], 2)}</b> of the kernel<br>{percent(sizes[p] / total, 2)} of the parameters "
+        f"({sizes[p]:,})"
         for p in shown
     ]
     exact = not of.get("combinations")
@@ -364,7 +358,7 @@ def layers_section(manifest: Mapping[str, Any]) -> Section:
         + (
             ", in float64."
             if exact
-            else f", in float64, estimated by {of['outputs']} outputs and {of['combinations']} random combinations of all."
+            else f", estimated by {of['outputs']} outputs and {of['combinations']} random combinations of all."
         ),
         *([f"The {_MANY} largest of {len(order)} are drawn."] if len(order) > len(shown) else []),
     ]
