@@ -362,7 +362,7 @@ def ridge_curve(ridges: Sequence[float], losses: Sequence[float], chosen: float)
     return Figure(
         [curve],
         {
-            "xaxis": {"type": "log", "title": {"text": "ridge"}, "exponentformat": "power"},
+            "xaxis": {"type": "log", "title": {"text": "ridge"}, "exponentformat": "power", "dtick": 1},
             "yaxis": {"title": {"text": "leave-one-out loss"}},
             "shapes": [line | {"line": {"color": "@second", "width": 1.5, "dash": "dot"}}] if chosen > 0 else [],
         },

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from serving.dataset.data import Rows
+from serving.dataset.data import Data, Rows
 from serving.report import figures, numbers
 from serving.report.answers import Answers
 from serving.report.pictures import Pictures
@@ -33,11 +34,13 @@ class Shown:
       sample: the page's examples.
       targets: of these, if there are any.
       pictures: of examples of the model.
+      references: where examples of answers are looked for.
     """
 
     sample: Sample
     targets: Targets | None
     pictures: Pictures
+    references: Data
 
     def card(self, place: int, more: str = "", odd: bool = False) -> str:
         """One of the sample."""
@@ -181,13 +184,12 @@ def find_references(
       more_ids: others to be found.
       cosines_of: the kernel's cosines of examples with each other.
     """
-    data, m = shown.sample.data, len(ids)
+    data, m = shown.references, len(ids)
+    name = Path(data.name).name
     rows_by_id = {key: row for row, key in enumerate(data.ids().tolist())}
     wanted = dict.fromkeys([*ids.ravel().tolist(), *more_ids.ravel().tolist()])
     rows = {key: rows_by_id[key] for key in wanted if key in rows_by_id}
-    other = References(
-        {}, None, None, "The references are other examples than those of --data, so their ids are shown."
-    )
+    other = References({}, None, None, f"The references are other examples than {name} has, so their ids are shown.")
     if not rows:
         return other
     order = np.array(sorted(rows.values()), np.int64)
@@ -210,7 +212,8 @@ def find_references(
     targets = None
     if found.y is not None and shown.targets is not None:
         targets = targets_of(found.y, numbers=not shown.targets.is_classes)
-    note = f"The references are examples of --data: similarities are within {own:.1g} (median) of the kernel's cosines."
+    near = f"within {max(own, 1e-6):.0e} (median)"
+    note = f"The references are examples of {name}: similarities are {near} of the kernel's cosines."
     return References(places, found, targets, note)
 
 
@@ -257,7 +260,7 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
             near_ids,
             similarities,
             ".3f",
-            "By the answers' `nearest`, of the same examples as above.",
+            "By the answers' signature nearest, of the same examples as above. At 1.000 it is that example itself.",
         ),
         section(
             "support",
@@ -267,7 +270,7 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
             support_ids,
             weights,
             "+.2g",
-            "By the answers' `support`: what each reference adds to the predicted output, k(x, xᵢ) αᵢ.",
+            "By the answers' signature support: what each reference adds to the predicted output, k(x, xᵢ) αᵢ.",
         ),
         novelty_section(shown, answers),
     ]

@@ -1,6 +1,6 @@
 """Writes one self-contained HTML page about an export and a data set.
 
-ntk-report --export=BASE_DIR --data=DATA [--answers=ANSWERS_DIR] --output=report.html
+ntk-report --export=BASE_DIR --data=DATA [--answers=ANSWERS_DIR [--references=DATA]] --output=report.html
 
 The kernel as a heat map, its spectrum and effective dimension, alignment with the targets, each layer's share, nearest
 and supporting examples, accuracy and calibration, time and memory. DATA is a .npz file, a .zarr group, TFRecord files
@@ -30,6 +30,9 @@ _string = functools.partial(flags.DEFINE_string, flag_values=_FLAGS)
 _EXPORT = _string("export", None, "Model base directory of an export, whose newest version is asked, or a version.")
 _DATA = _string("data", None, "Examples: .npz, .zarr, TFRecord files, or package.module:callable.")
 _ANSWERS = _string("answers", None, "Base directory of answers that ntk-fit wrote, or a version: predictions too.")
+_REFERENCES = _string(
+    "references", None, "Data that the answers were fitted to, to show examples of it; --data by default."
+)
 _OUTPUT = _string("output", None, "The page to write; what is there is replaced.")
 _EXAMPLES = flags.DEFINE_integer(
     "examples", EXAMPLES, "The page is about so many at most, drawn at random.", lower_bound=1, flag_values=_FLAGS
@@ -69,7 +72,8 @@ def _write() -> None:
     output = pathlib.Path(_OUTPUT.value).expanduser().absolute()
     if not output.parent.is_dir():
         raise ReportError(f"Expected a directory {str(output.parent)!r} to write {output.name} into, found none.")
-    page = make_page(Inputs(_EXPORT.value, _DATA.value, _ANSWERS.value, _EXAMPLES.value), _say)
+    inputs = Inputs(_EXPORT.value, _DATA.value, _ANSWERS.value, _EXAMPLES.value, _REFERENCES.value)
+    page = make_page(inputs, _say)
     start = time.monotonic()
     text = to_html(page)
     write(output, text)
@@ -82,6 +86,8 @@ def _check(positional: Sequence[str]) -> None:
     problems = [f"unexpected argument {argument!r}: all are flags" for argument in positional]
     required = {"export": _EXPORT, "data": _DATA, "output": _OUTPUT}
     problems += [f"--{name} is missing" for name, flag in required.items() if not flag.value]
+    if _REFERENCES.value and not _ANSWERS.value:
+        problems.append("--references is of --answers, which are not given")
     if _OUTPUT.value and not _OUTPUT.value.endswith((".html", ".htm")):
         problems.append(f"--output: expected a name that ends in .html, received {_OUTPUT.value!r}")
     if problems:

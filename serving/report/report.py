@@ -42,12 +42,14 @@ class Inputs:
       data: DATA.
       answers: base directory or version; None without.
       examples: at most.
+      references: the data that the answers were fitted to, to show examples of it; None for `data`.
     """
 
     export: str
     data: str
     answers: str | None
     examples: int
+    references: str | None = None
 
 
 def make_page(inputs: Inputs, say: Say) -> Page:
@@ -65,6 +67,7 @@ def make_page(inputs: Inputs, say: Say) -> Page:
     if inputs.answers:
         find_answers(inputs.answers)  # before anything takes long
     data = Data(inputs.data, export.inputs)
+    references = Data(inputs.references, export.inputs) if inputs.references else data
     sample = draw(data, inputs.examples)
     of = f" of {sample.total:,}" if len(sample) < sample.total else ""
     say("data", f"{data.name}: {len(sample):,}{of} examples{' with y' if data.has_y else ''}")
@@ -87,7 +90,7 @@ def make_page(inputs: Inputs, say: Say) -> Page:
     def cosines_of(examples: Rows) -> np.ndarray:
         return numbers.cosine(asked.kernel(examples))
 
-    shown = Shown(sample, targets, Pictures(export.inputs, sample.examples))
+    shown = Shown(sample, targets, Pictures(export.inputs, sample.examples), references)
     sections, tiles = _sections(kernel, shown, output, answers, about_kept(export.manifest), cosines_of)
     layers = layers_section(export.manifest)
     place = next(k for k, section in enumerate(sections) if section.key == "alignment") + 1

@@ -17,6 +17,9 @@ def save(path: Path, **arrays: Any) -> Path:
     return path
 
 
-def page_of(export: Path, data: Path, answers: Path | None = None, examples: int = 1000) -> Page:
+def page_of(
+    export: Path, data: Path, answers: Path | None = None, examples: int = 1000, references: Path | None = None
+) -> Page:
     """A page, silently."""
-    return make_page(Inputs(str(export), str(data), str(answers) if answers else None, examples), lambda *_: None)
+    others = [None if path is None else str(path) for path in (answers, references)]
+    return make_page(Inputs(str(export), str(data), others[0], examples, others[1]), lambda *_: None)

@@ -57,16 +57,18 @@ def test_numbers_as_targets(case, tmp_path):
         "within 1 and 2 standard deviations are 0.0% (normal: 68.3%) and 100.0% (normal: 95.4%)" in said["predictions"]
     )
     references = next(section for section in page.sections if section.key == "references")
-    assert "The references are examples of --data" in " ".join(references.notes)
+    assert "The references are examples of" in " ".join(references.notes)
     to_html(page)
 
 
 def test_ids_of_other_data_are_not_shown_as_images(case, tmp_path):
     """Rows of the training set are not those of the test set, though they have the same numbers."""
-    page = page_of(case.export, save(tmp_path / "d.npz", x=case.x[::-1], y=case.y[::-1]), case.answers)
-    references = next(section for section in page.sections if section.key == "references")
-    assert "The references are other examples than those of --data" in " ".join(references.notes)
-    assert references.body.count("<img") == references.body.count('class="query"')
+    data = save(tmp_path / "d.npz", x=case.x[::-1], y=case.y[::-1])
+    for references, found in ((None, False), (case.data, True)):
+        page = page_of(case.export, data, case.answers, references=references)
+        section = next(section for section in page.sections if section.key == "references")
+        assert ("The references are other examples than" in " ".join(section.notes)) == (not found)
+        assert (section.body.count("<img") == section.body.count('class="query"')) == (not found)
 
 
 def test_large_sets_are_sampled_and_the_page_says_so(case, tmp_path):
@@ -140,7 +142,7 @@ def command(capsys, *arguments):
 
 @pytest.fixture(autouse=True)
 def flags_as_before():
-    for name in ("export", "data", "answers", "output", "examples"):
+    for name in ("export", "data", "answers", "references", "output", "examples"):
         main._FLAGS[name].unparse()
 
 

@@ -70,7 +70,7 @@ def test_predictions_are_those_of_answers_and_network(case, said):
 
 
 def test_references_that_are_in_the_data_are_shown_as_images(said):
-    assert "The references are examples of --data" in " ".join(said["references"].notes)
+    assert "The references are examples of" in " ".join(said["references"].notes)
     assert said["references"].body.count("<img") > 2 * said["references"].body.count('class="query"')
     assert said["support"].body.count("<img") == said["references"].body.count("<img")
 
