@@ -58,7 +58,8 @@ def heat_map(
     colours: dict[str, Any] = {"colorscale": "@diverging" if diverging else "@sequential"}
     # From what all have in common up, or differences would be shades of one colour.
     low = float(np.quantile(cosines, 0.005))
-    colours |= {"zmin": -1, "zmax": 1, "zmid": 0} if diverging else {"zmin": min(max(0.0, low), 0.9), "zmax": 1}
+    bound = min(1.0, max(0.1, float(np.quantile(np.abs(cosines), 0.98))))
+    colours |= {"zmin": -bound, "zmax": bound} if diverging else {"zmin": min(max(0.0, low), 0.9), "zmax": 1}
     axis = {
         "type": "category",
         "tickmode": "array",
@@ -124,10 +125,10 @@ def class_map(means: np.ndarray, names: Sequence[str]) -> Figure:
     )
 
 
-def spectrum(values: np.ndarray) -> Figure:
-    """Eigenvalues, descending, as parts of their sum; log-log."""
+def spectrum(values: np.ndarray, rounding: float) -> Figure:
+    """Eigenvalues, descending, as parts of their sum; log-log, those that are above rounding."""
     total = float(values.sum())
-    ranks = _spread(int(np.count_nonzero(values > 1e-12 * values[0])))
+    ranks = _spread(int(np.count_nonzero(values > rounding)))
     parts, held = values / total, np.cumsum(values) / total
     return Figure(
         [

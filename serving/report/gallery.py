@@ -22,6 +22,7 @@ ODD = 3  # of these, such whose nearest is of another class
 NEIGHBOURS = 8
 _NEAR = 0.1  # largest difference of a similarity from the kernel's cosine: features of 4,096 numbers are within 0.06
 _NOVEL = 8
+_TEXTS = 4  # neighbours of an example, where they are no images
 
 Cosines = Callable[[Rows], np.ndarray]
 
@@ -54,7 +55,7 @@ def label_of(targets: Targets | None, place: int) -> str:
         return ""
     if targets.labels is not None:
         return str(targets.labels[place])
-    return ", ".join(f"{value:.3g}" for value in targets.matrix[place, :3])
+    return "y = " + ", ".join(f"{value:.3g}" for value in targets.matrix[place, :3])
 
 
 def card(content: str, label: str, more: str, name: str, odd: bool = False) -> str:
@@ -142,15 +143,26 @@ def nearest_section(shown: Shown, cosines: np.ndarray) -> tuple[Section, np.ndar
     notes += [shown.pictures.note] if shown.pictures.note else []
     head = ("example", "target", "nearest", "its target", "cosine")
     section = Section(
-        "nearest", title, sentence, body=gallery(rows), notes=notes, tables=[Table("Nearest examples", head, table)]
+        "nearest",
+        title,
+        sentence,
+        body=gallery(rows, shown.pictures.images),
+        notes=notes,
+        tables=[Table("Nearest examples", head, table)],
     )
     return section, chosen, agree
 
 
-def gallery(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """An example and others, a row each."""
+def gallery(rows: Sequence[tuple[str, Sequence[str]]], images: bool) -> str:
+    """An example and others, a row each; texts and numbers below each other, and fewer."""
+    if not images:
+        rows = [(query, others[:_TEXTS]) for query, others in rows]
     lines = [f'<div class="query">{query}</div><div class="others">{"".join(others)}</div>' for query, others in rows]
-    return f'<div class="gallery">{"".join(f"<div class=line>{line}</div>" for line in lines)}</div>'
+    return f'<div class="{_kind(images)}">{"".join(f"<div class=line>{line}</div>" for line in lines)}</div>'
+
+
+def _kind(images: bool) -> str:
+    return "gallery" if images else "gallery texts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +256,12 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
             table += [(sample.names[k], label_of(shown.targets, k), str(i), f"{v:.6g}") for i, v in pairs]
         head = ("example", "target", "reference", "similarity" if key == "references" else "weight")
         return Section(
-            key, title, sentence, body=gallery(rows), notes=[note, found.note], tables=[Table(title, head, table)]
+            key,
+            title,
+            sentence,
+            body=gallery(rows, shown.pictures.images),
+            notes=[note, found.note],
+            tables=[Table(title, head, table)],
         )
 
     references = answers.recorded.get("references")
@@ -295,7 +312,7 @@ def novelty_section(shown: Shown, answers: Answers) -> Section:
         "Novelty",
         sentence,
         [("novelty of the examples", figures.histogram(novelty, "novelty", (0.0, 1.0)))],
-        body=f'<div class="gallery"><div class="others">{cards}</div></div>',
+        body=f'<div class="{_kind(shown.pictures.images)}"><div class="others">{cards}</div></div>',
         notes=[
             "Below the histogram the most novel examples. A wrong label is not novel: novelty knows of inputs only."
         ],

@@ -41,11 +41,13 @@
     };
     const title = (own) => own && own.title ? { title: { ...own.title, font: { size: 12, color: colours.muted }, standoff: 8 } } : {};
     const own = coloured(figure.layout, colours);
+    const font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: colours.ink };
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colours.ink },
-      margin: { l: 8, r: 8, t: 26, b: 8 }, autosize: true, showlegend: false,
-      hoverlabel: { bgcolor: colours.panel, bordercolor: colours.muted, font: { color: colours.ink, size: 13 }, align: "left" },
+      font,
+      margin: { l: 8, r: 8, t: 34, b: 8 }, autosize: true, showlegend: false,
+      hoverlabel: { bgcolor: colours.panel, bordercolor: colours.muted, font: { ...font, size: 13 }, align: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.muted, activecolor: colours.accent },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colours.muted }, itemclick: false, itemdoubleclick: false },
       dragmode: narrow || matchMedia("(pointer: coarse)").matches ? false : "zoom",
       ...own,
@@ -75,7 +77,7 @@
     button.textContent = theme() === "dark" ? "Light" : "Dark";
     const options = {
       responsive: true, displaylogo: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"],
+      modeBarButtons: [["zoom2d", "resetScale2d", "toImage"]],
     };
     return Promise.all(Object.entries(figures).map(([id, figure]) => {
       const place = document.getElementById(id);

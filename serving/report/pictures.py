@@ -11,12 +11,11 @@ import numpy as np
 
 from serving.dataset.data import Rows
 
-_PIXELS = 96  # a side, at most
+_PIXELS = 64  # a side, at most: two hundred images of noise are 4 MB then
 _LEAST = 4
-_TEXT = 240  # letters
+_TEXT = 160  # letters
 _NUMBERS = 8
-_FILES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}  # by their first bytes
-_FILE_BYTES = 40_000
+_FILES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")  # how encoded images begin
 
 
 class Pictures:
@@ -33,7 +32,7 @@ class Pictures:
         self._ranges = {
             suffix: _range(array) for suffix, array in examples.inputs.items() if is_image(array.shape[1:], array.dtype)
         }
-        files = any(array.dtype.hasobject and _file(array.ravel()[:1]) for array in examples.inputs.values())
+        files = any(array.dtype.hasobject and _is_file(array.ravel()[:1]) for array in examples.inputs.values())
         self.images = bool(self._ranges) or files
         ranges = [f"{low:.3g} (black) to {high:.3g} (white)" for low, high in self._ranges.values()]
         self.note = f"Images show values from {'; '.join(ranges)}." if ranges else ""
@@ -45,12 +44,12 @@ class Pictures:
             array = examples.inputs[suffix]
             label = f'<span class="input">{html.escape(name)}</span>' if len(self._inputs) > 1 else ""
             parts.append(label + self._shown(suffix, array[place : place + 1]))
-        return "".join(parts)
+        return f'<div class="content">{"".join(parts)}</div>'
 
     def _shown(self, suffix: str, one: np.ndarray) -> str:
         if one.dtype.hasobject:
-            if kind := _file(one.ravel()):
-                return _img(f"data:image/{kind};base64,{base64.b64encode(one.ravel()[0]).decode()}", False)
+            if _is_file(one.ravel()):
+                return _decoded(one.ravel()[0])
             return f'<span class="words">{html.escape(_cut(" ".join(map(_text, one.ravel()))))}</span>'
         if suffix in self._ranges:
             pixels = to_pixels(one[0], *self._ranges[suffix])
@@ -73,7 +72,7 @@ def is_image(shape: Sequence[int], dtype: np.dtype) -> bool:
 
 
 def to_pixels(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """uint8 (height, width, channels), at most 96 a side: means over squares where it is larger."""
+    """uint8 (height, width, channels), at most 64 a side: means over squares where it is larger."""
     image = np.asarray(image, np.float64)
     image = image[..., None] if image.ndim == 2 else image
     step = -(-max(image.shape[:2]) // _PIXELS)
@@ -102,11 +101,20 @@ def _range(array: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def _file(content: np.ndarray) -> str | None:
-    """The kind of image that the only element holds as a file, if it does and is small."""
-    if content.size != 1 or not isinstance(content[0], bytes) or len(content[0]) > _FILE_BYTES:
-        return None
-    return next((kind for first, kind in _FILES.items() if content[0].startswith(first)), None)
+def _is_file(content: np.ndarray) -> bool:
+    """Whether the only element holds an encoded image."""
+    return content.size == 1 and isinstance(content[0], bytes) and content[0].startswith(_FILES)
+
+
+def _decoded(content: bytes) -> str:
+    """An encoded image, small; or its size, if TensorFlow does not read its format."""
+    import tensorflow as tf
+
+    try:
+        image = tf.io.decode_image(content, expand_animations=False).numpy()
+    except tf.errors.InvalidArgumentError:
+        return f'<span class="values">an image of {len(content):,} bytes</span>'
+    return _img(png(to_pixels(image, 0, 255)), max(image.shape[:2]) < 48)
 
 
 def _img(uri: str, coarse: bool) -> str:

@@ -15,7 +15,7 @@ from serving.report.targets import Targets
 DRAWN = 240  # rows of the heat map, about; more are means
 SPECTRUM = 2000  # examples whose eigenvalues are computed at most
 RIDGE = 1e-3  # λ of the effective dimension that is told, relative to the trace
-_RIDGES = np.logspace(0, -8, 33)
+_RIDGES = np.logspace(0, -7, 29)
 _SHUFFLES = 20
 _CLASS_TABLE = 30
 _MANY = 24  # bars
@@ -201,10 +201,11 @@ def spectrum_section(kernel: np.ndarray) -> tuple[Section, str]:
     if of.smallest < -1e-6 * of.values[0]:
         part = percent(-of.smallest / of.values[0], 4)
         notes.append(f"The smallest eigenvalue is {of.smallest:.2g}, more than rounding: {part} of the largest.")
-    rounding = (
-        f" of the float32 kernel: below about {1e-7 * of.values[0] / of.trace:.0e} of the trace they are rounding"
+    rounding = 1e-7 if kernel.dtype == np.float32 else 1e-15
+    notes.append(
+        f"float64 eigenvalues of a {kernel.dtype} kernel: below about {rounding * of.values[0] / of.trace:.0e} of the "
+        "trace they are rounding, and not drawn."
     )
-    notes.append(f"float64 eigenvalues{rounding if kernel.dtype == np.float32 else ''}.")
     ranks = sorted({k for k in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, used) if k <= used})
     held = np.cumsum(of.values) / of.trace
     return (
@@ -213,7 +214,7 @@ def spectrum_section(kernel: np.ndarray) -> tuple[Section, str]:
             "Spectrum",
             sentence,
             [
-                ("eigenvalues", figures.spectrum(of.values)),
+                ("eigenvalues", figures.spectrum(of.values, rounding * of.values[0])),
                 ("effective dimension", figures.effective_dimension(_RIDGES, dimensions, RIDGE, dimension)),
             ],
             notes=notes,
@@ -263,7 +264,8 @@ def alignment_section(kernel: np.ndarray, targets: Targets | None) -> tuple[Sect
         return Section("alignment", title, "Left out: the kernel is the same for all pairs."), None
     total = numbers.alignment(centred, targets.matrix, norm)
     shuffled = numbers.shuffled_alignments(centred, targets.matrix, _SHUFFLES)
-    columns = targets.matrix if len(targets.names) > 1 else targets.matrix[:, :0]
+    different = len(targets.names) > (2 if targets.is_classes else 1)  # of two classes each is the other's complement
+    columns = targets.matrix if different else targets.matrix[:, :0]
     each = [numbers.alignment(centred, columns[:, k : k + 1], norm) for k in range(columns.shape[1])]
     random = float(shuffled.mean())
     what = "class" if targets.is_classes else "target"

@@ -76,8 +76,18 @@ def test_large_images_are_made_small():
     image = np.zeros((200, 100))
     image[:100] = 1
     pixels = to_pixels(image, 0, 1)
-    assert pixels.shape == (66, 33, 1)
+    assert pixels.shape == (50, 25, 1)
     assert (pixels[0, 0, 0], pixels[-1, -1, 0]) == (255, 0)
+
+
+def test_encoded_images():
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 4, 3), np.uint8)
+    files = np.array([tf.io.encode_png(pixels).numpy(), b"\x89PNG, but damaged"], object)
+    shown = Pictures(INPUTS, Rows({"": files}, None, None))
+    assert shown.images
+    content = shown.show(Rows({"": files}, None, None), 0).partition("base64,")[2].partition('"')[0]
+    np.testing.assert_array_equal(tf.io.decode_png(base64.b64decode(content)).numpy(), pixels)
+    assert "an image of 17 bytes" in shown.show(Rows({"": files}, None, None), 1)
 
 
 @pytest.mark.parametrize(
