@@ -17,7 +17,7 @@ SPECTRUM = 2000  # examples whose eigenvalues are computed at most
 RIDGE = 1e-3  # λ of the effective dimension that is told, relative to the trace
 _RIDGES = np.logspace(0, -7, 29)
 _SHUFFLES = 20
-_CLASS_TABLE = 30
+_CLASSES = 60
 _MANY = 24  # bars
 
 
@@ -147,9 +147,13 @@ def _kernel_facts(kernel: np.ndarray, cosines: np.ndarray) -> list[tuple[str, st
 
 
 def classes_section(cosines: np.ndarray, targets: Targets | None) -> Section | None:
-    """Which classes are alike; None where there are not two, or too many to be shown."""
-    if targets is None or targets.labels is None or not 2 <= len(targets.names) <= 60:
+    """Which classes are alike; None where there are not two."""
+    if targets is None or targets.labels is None or len(targets.names) < 2:
         return None
+    if len(targets.names) > _CLASSES:
+        return Section(
+            "classes", "Classes", f"Left out: there are {len(targets.names):,} classes, and {_CLASSES} can be shown."
+        )
     means = numbers.means_between(cosines, targets.matrix)
     between = np.where(np.eye(len(means), dtype=bool), np.nan, means)
     i, j = np.unravel_index(np.nanargmax(between), between.shape)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from report_cases import page_of, save
 
+from serving.dataset.data import Rows
 from serving.dataset.errors import DatasetError
-from serving.report import main, numbers, sections
+from serving.dataset.model import Model
+from serving.report import asking, main, numbers, sections
 from serving.report.answers import find_answers
 from serving.report.asking import find_kernel
 from serving.report.page import to_html
@@ -95,6 +97,28 @@ def test_spectra_of_many_are_of_some(monkeypatch):
     monkeypatch.setattr(sections, "SPECTRUM", 6)
     section, _ = sections.spectrum_section(np.eye(9, dtype=np.float32))
     assert "Of 6 of the 9 examples, drawn at random" in section.notes[0]
+
+
+def test_too_many_classes_for_a_map():
+    targets = targets_of(np.arange(61))
+    sentence = sections.classes_section(np.eye(61, dtype=np.float32), targets).sentence
+    assert sentence == "Left out: there are 61 classes, and 60 can be shown."
+
+
+def test_a_kernel_that_is_not_finite(case, monkeypatch):
+    asked = asking.Asked(find_kernel(str(case.export)))
+    monkeypatch.setattr(Model, "call", lambda *_: {"ntk": np.full((3, 3), np.nan, np.float32)})
+    with pytest.raises(
+        DatasetError, match="expected a kernel of finite numbers, received nan between examples 0 and 0"
+    ):
+        asked.kernel(Rows({"": case.x[:3]}, None, None))
+
+
+def test_a_kernel_in_parts_is_the_same(case, monkeypatch):
+    asked = asking.Asked(find_kernel(str(case.export)))
+    monkeypatch.setattr(asking, "_REQUEST", 8 * len(case.x) * 16)
+    kernel = asked.kernel(Rows({"": case.x}, None, None))
+    np.testing.assert_allclose(kernel, case.kernel, atol=1e-5 * np.max(case.kernel))
 
 
 def test_nan_in_the_data(case, tmp_path):
