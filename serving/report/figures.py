@@ -207,7 +207,7 @@ def bars(
             "y": labels,
             "x": [float(v) for v in values],
             "customdata": list(hover),
-            "marker": {"color": "@accent"},
+            "marker": {"color": "@bar"},
             "name": what[0],
             "hovertemplate": "%{customdata}<extra></extra>",
         }
@@ -343,7 +343,7 @@ def histogram(values: np.ndarray, title: str, bounds: tuple[float, float], bins:
                 "x": ((edges[1:] + edges[:-1]) / 2).tolist(),
                 "y": counts.tolist(),
                 "customdata": hover,
-                "marker": {"color": "@accent"},
+                "marker": {"color": "@bar"},
                 "hovertemplate": f"{title} %{{customdata}}<br><b>%{{y}}</b> examples<extra></extra>",
             }
         ],

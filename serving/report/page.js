@@ -3,13 +3,13 @@
   const COLOURS = {
     light: {
       paper: "#fbfaf7", panel: "#ffffff", ink: "#22262b", muted: "#666d76", rule: "#e3e0d9",
-      accent: "#2c5f8f", second: "#b9542f",
+      accent: "#2c5f8f", bar: "#2c5f8f", second: "#b9542f",
       sequential: ["#f5f2ea", "#d3dde4", "#a3bfd4", "#6c9abd", "#3a719f", "#1b4a75", "#0c2a48"],
       diverging: ["#7d2f14", "#b9542f", "#dd9f84", "#f5f2ea", "#93b4cd", "#3a719f", "#0c2a48"],
     },
     dark: {
       paper: "#15171a", panel: "#1b1e22", ink: "#e7e5e0", muted: "#9ba2ab", rule: "#30353b",
-      accent: "#86b6e2", second: "#e79a77",
+      accent: "#86b6e2", bar: "#45759f", second: "#f0a883",
       sequential: ["#1d2126", "#22364a", "#2a5071", "#3a739e", "#5c9bc9", "#93c3e6", "#dcedfa"],
       diverging: ["#f4b99e", "#d9835c", "#7d4932", "#1d2126", "#2f5c82", "#5c9bc9", "#dcedfa"],
     },
