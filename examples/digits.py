@@ -1,9 +1,10 @@
-"""From real data to predictions with a neural tangent kernel, in three commands that are shown as they run.
+"""From real data to predictions with a neural tangent kernel, in four commands that are shown as they run.
 
     python -m examples.digits demo
 
 Trains a small Keras CNN on scikit-learn's 1,797 handwritten digits (8x8 pixels), exports its kernel with `ntk-export`,
-and uses the SavedModel in a process that cannot import JAX. All that is written lies in the given directory.
+uses the SavedModel in a process that cannot import JAX, and writes a page about it with `ntk-report`. All that is
+written lies in the given directory.
 """
 
 import argparse
@@ -22,10 +23,11 @@ ntk:
 export:
   platforms: [cpu, cuda]  # one SavedModel for both
 """
+_COMMANDS = {"exporter": "ntk-export", "serving.report.main": "ntk-report"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the three commands; returns the exit code of the first that fails, else 0."""
+    """Runs the four commands; returns the exit code of the first that fails, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", nargs="?", default="demo", help="directory for all that is written")
     parser.add_argument("--epochs", type=int, default=10, help="of training the network")
@@ -54,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "examples.digits_regression",
             [base_dir, data, f"--examples={args.examples}"],
         ),
+        (
+            "Write a page about the kernel of the test images",
+            "serving.report.main",
+            [f"--export={base_dir}", f"--data={output / 'digits_test.npz'}", f"--output={output / 'report.html'}"],
+        ),
     )
     for number, (title, module, arguments) in enumerate(steps, 1):
         print(f"\n{number}. {title}", flush=True)
@@ -66,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(module: str, arguments: Sequence[str], log: Path) -> int:
     """Shows and runs `python -m module arguments`; what the libraries write to stderr is only shown if it fails."""
-    shown = "ntk-export" if module == "exporter" else f"python -m {module}"
+    shown = _COMMANDS.get(module, f"python -m {module}")
     print(f"$ {' '.join([shown, *arguments])}\n", flush=True)
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

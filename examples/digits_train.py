@@ -4,7 +4,7 @@
 
 Writes `digits.keras`, and `digits.npz` with the images and labels (`x_train`, `y_train`, `x_test`, `y_test`) and the
 kernel of four test with four training images by explicit Jacobians in float64 (`block_x1`, `block_x2`,
-`block_ntk`, and their `block_digits`).
+`block_ntk`, and their `block_digits`); and `digits_test.npz`, the test images again as commands take data: `x`, `y`.
 """
 
 import argparse
@@ -26,9 +26,9 @@ BLOCK_DIGITS = (0, 0, 1, 1)  # of the images whose kernel is shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains, and writes the two files."""
+    """Trains, and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="directory for the two files")
+    parser.add_argument("output", type=Path, help="directory for the files")
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args(argv)
 
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ntk = reference_ntk(functional.apply_fn, functional.trainable, functional.frozen, (x1,), (x2,))
     data |= {"block_x1": x1, "block_x2": x2, "block_ntk": ntk, "block_digits": np.array(BLOCK_DIGITS)}
     np.savez(args.output / "digits.npz", **data)  # type: ignore[arg-type]  # numpy takes the keywords for its own
-    print(f"written: {args.output / 'digits.keras'}, {args.output / 'digits.npz'}", flush=True)
+    np.savez(args.output / "digits_test.npz", x=data["x_test"], y=data["y_test"])
+    written = (args.output / name for name in ("digits.keras", "digits.npz", "digits_test.npz"))
+    print(f"written: {', '.join(map(str, written))}", flush=True)
     return 0
 
 

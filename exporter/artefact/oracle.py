@@ -71,6 +71,23 @@ class Proof:
     error: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Of the mean diagonal of the kernel, all outputs together, that which belongs to each trainable variable.
+
+    Attributes:
+      variables: the shares by path; they add up to 1.
+      examples: on how many they were computed.
+      outputs: how many outputs by themselves.
+      combinations: how many random combinations of all outputs; where there are some it is an estimate.
+    """
+
+    variables: Mapping[str, float]
+    examples: int
+    outputs: int
+    combinations: int
+
+
 class Oracle(Protocol):
     """Kernels of a model in float64.
 
@@ -79,6 +96,10 @@ class Oracle(Protocol):
     """
 
     examples: int
+
+    @property
+    def shares(self) -> Shares | None:
+        """Each variable's, once a kernel of the model's own variables was asked for; None before."""
 
     @property
     def proof(self) -> Proof | None:
@@ -145,18 +166,21 @@ class ExplicitOracle:
     """Kernels from explicit Jacobians of all outputs."""
 
     proof: Proof | None = None
+    shares: Shares | None = None
 
     def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, coupled: bool, note: Note) -> None:
         """Kernels of the examples x, for which it is compiled."""
         variables = model.trainable, model.frozen
         self.examples, self._coupled, self._ntk, self._frozen = len(x[0]), coupled, ntk, model.frozen
         self._apply_fns = {False: model.apply_fn, True: in_float64(model.apply_fn, *variables, x)}
-        of_kernel = self.examples * math.prod(size or 1 for size in model.output.shape[1:])
+        self._trainable, self._outputs = model.trainable, math.prod(size or 1 for size in model.output.shape[1:])
+        of_kernel = self.examples * self._outputs
         self._vjps = _counted(jitted_vjps(model.apply_fn, *variables, x), of_kernel, note)
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         """See `Oracle`."""
         moved = any(value.dtype == np.float64 for value in trainable.values())  # maybe by less than a float32 has
+        squares: dict[str, float] = {}
 
         def of(x2: Batch | None) -> np.ndarray:
             return reference_ntk(
@@ -170,9 +194,13 @@ class ExplicitOracle:
                 coupled=self._coupled,
                 memory=_BYTES_OF_PROOF,
                 vjps=self._vjps,
+                squares=squares,
             )
 
-        return of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
+        kernel = of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
+        if trainable is self._trainable:
+            self.shares = self.shares or _shares(squares, self.examples, self._outputs, 0)
+        return kernel
 
     def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
         """See `Oracle`."""
@@ -188,11 +216,16 @@ class EngineOracle:
     def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note) -> None:
         """Kernels of the examples x."""
         self.examples, self._model, self._ntk, self._x, self._note = len(x[0]), model, ntk, x, note
+        self.shares: Shares | None = None
 
     @functools.cached_property
     def proof(self) -> Proof:
         """See `prove`."""
-        return prove(self._model, tuple(a[: min(FEW_EXAMPLES, len(a))] for a in self._x), self._note)
+        squares: dict[str, float] = {}
+        few = tuple(a[: min(FEW_EXAMPLES, len(a))] for a in self._x)
+        proof = prove(self._model, few, self._note, squares)
+        self.shares = _shares(squares, proof.examples, proof.outputs, proof.combinations)
+        return proof
 
     @functools.cached_property
     def _kernel(self) -> Callable[..., np.ndarray]:
@@ -218,8 +251,22 @@ class EngineOracle:
         return _in_wide(projected_features_fn(wide, sketch, trace_axes=trace_axes, memory=_BYTES_OF_PROOF // 2))
 
 
-def prove(model: FunctionalModel, x: Batch, note: Note) -> Proof:
+def _shares(squares: Mapping[str, float], examples: int, outputs: int, combinations: int) -> Shares | None:
+    """None where there are no squares, or all are zero."""
+    total = sum(squares.values())
+    if not (total > 0 and math.isfinite(total)):
+        return None
+    return Shares({path: square / total for path, square in squares.items()}, examples, outputs, combinations)
+
+
+def prove(model: FunctionalModel, x: Batch, note: Note, squares: dict[str, float] | None = None) -> Proof:
     """Compares the engine in float64 with explicit Jacobians, on some outputs and combinations of all.
+
+    Args:
+      model: whose engine it is.
+      x: the examples.
+      note: told how far it is.
+      squares: of the Jacobians, see `reference_ntk`.
 
     Raises:
       ExportError: they differ.
@@ -238,7 +285,7 @@ def prove(model: FunctionalModel, x: Batch, note: Note) -> Proof:
     frozen = {**model.frozen, _COMBINATIONS: matrix.astype(np.float32)}
     arguments = model.trainable, frozen, x
     vjps = _counted(jitted_vjps(combined, *arguments), len(x[0]) * rows, note)
-    expected = reference_ntk(combined, *arguments, trace_axes=(), vjps=vjps)
+    expected = reference_ntk(combined, *arguments, trace_axes=(), vjps=vjps, squares=squares)
     note("the engine in float64, compared with these")
     received = _engine(combined, (), (), *arguments)(*arguments)
     error = float(np.max(np.abs(received - expected)) / (np.max(np.abs(expected)) or 1.0))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from exporter.artefact.oracle import SHARE, Batch, Oracle, Proof
+from exporter.artefact.oracle import SHARE, Batch, Oracle, Proof, Shares
 from exporter.config import NtkConfig
 from exporter.functionalize import FunctionalModel
 from exporter.ntk.count_sketch import Sketch
@@ -75,6 +75,11 @@ class SampledOracle:
     def proof(self) -> Proof | None:
         """See `Oracle`."""
         return self._each.proof
+
+    @property
+    def shares(self) -> Shares | None:
+        """See `Oracle`."""
+        return self._each.shares
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         """See `Oracle`."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from exporter.artefact.expected import jumps_of, kernels, perturbed, sides_of
 from exporter.artefact.features_error import FeaturesError, features_error
-from exporter.artefact.oracle import Means, Oracle, Proof, affordable, forward_in_float64, oracle_of
+from exporter.artefact.oracle import Means, Oracle, Proof, Shares, affordable, forward_in_float64, oracle_of
 from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import SampledOracle
 from exporter.config import NtkConfig, VerifyConfig
@@ -53,6 +53,7 @@ class Verification:
       left_out: requests, "signature/examples", that would have taken too long.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
         were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
+      shares: each variable's of the kernel's diagonal; None where no Jacobian was written out.
       features: how far products of `ntk_features` are from the exact kernel; None without that signature.
       inputs: these examples of each input, as `serving.shared.reference` keeps them; None if it can make them again.
     """
@@ -69,6 +70,7 @@ class Verification:
     seconds: Mapping[str, float]
     left_out: Sequence[str]
     reference: Mapping[str, Any]
+    shares: Shares | None
     features: FeaturesError | None
     inputs: Sequence[Any] | None
 
@@ -209,6 +211,7 @@ def verify(
         seconds=seconds,
         left_out=left_out,
         reference=recorded,
+        shares=oracle.shares,
         features=None
         if sketch is None
         else features_error(sketch, ntk, outputs["signature/ntk_features"], expected.get("ntk_symmetric")),

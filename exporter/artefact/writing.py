@@ -50,6 +50,8 @@ def _example(plan: Plan) -> dict[str, np.ndarray]:
 def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str, Any]:
     """What was exported, as the manifest has it."""
     model = plan.model
+    recorded = dataclasses.asdict(verification)
+    shares = recorded.pop("shares") or {"variables": None}
     packages = ("tensorflow", "jax", "jaxlib", "keras", "tf-keras", "tf2jax", "neural-tangents")
     return {
         "model": model.name,
@@ -62,7 +64,13 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
             )
         ],
         "output": dataclasses.asdict(model.output),
-        "kernel": {"shape": plan.kernel_shape, "dtype": plan.kernel_dtype, "swap": plan.swap},
+        "kernel": {
+            "shape": plan.kernel_shape,
+            "dtype": plan.kernel_dtype,
+            "swap": plan.swap,
+            "shares": shares.pop("variables"),
+            "shares_of": shares or None,
+        },
         "variables": {
             "trainable": {
                 path: {"shape": v.shape, "dtype": v.dtype.name, "input": key}
@@ -85,7 +93,7 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
             **{name: importlib.metadata.version(name) for name in packages},
             "xla_call_module": CALLING_CONVENTION_VERSION,
         },
-        "verification": dataclasses.asdict(verification),
+        "verification": recorded,
     }
 
 

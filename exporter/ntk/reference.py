@@ -52,6 +52,7 @@ def reference_ntk(
     coupled: bool = False,
     memory: int = 1 << 30,
     vjps: Vjps | None = None,
+    squares: dict[str, float] | None = None,
 ) -> np.ndarray:
     """J(x1) J(x2)ᵀ with J = ∂f/∂trainable written out row by row in float64 (Jacot et al. 2018, eq. 4).
 
@@ -66,6 +67,7 @@ def reference_ntk(
       coupled: whether examples of a batch influence each other's outputs: one Jacobian of the whole batch.
       memory: bytes that the Jacobians held at one time may take, if one example's kept outputs fit; else time is taken.
       vjps: `jitted_vjps` of these, if it is called for several values of the variables and should be compiled once.
+      squares: is told the sum of the squares of ∂f/∂v, over examples and outputs, for each variable v; without x2.
 
     Returns:
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
@@ -89,6 +91,9 @@ def reference_ntk(
             for i in range(j if left is right else 0, left.count, examples):
                 same = left is right and i == j
                 jacobian1 = jacobian2 if same else left(some, slice(i, i + examples), together)
+                if same and squares is not None:
+                    for path, part in zip(sorted(trainable), jacobian1, strict=True):
+                        squares[path] = squares.get(path, 0.0) + float(np.vdot(part, part))
                 for k, place in enumerate(places[first : first + together]):
                     product = sum(
                         np.einsum("nap,mbp->namb", a[:, k], b[:, k], optimize=True)

@@ -34,7 +34,8 @@ def test_demo_writes_the_savedmodel_where_it_says_and_nothing_else(demo):
     output, stdout, stderr = demo
     assert f"the SavedModel lies in {output / 'digits_ntk' / '1'}\n" in stdout
     assert (output / "digits_ntk" / "1" / "saved_model.pb").is_file()
-    assert {path.name for path in output.iterdir()} == {"digits.keras", "digits.npz", "ntk.yaml", "digits_ntk"}
+    files = {"digits.keras", "digits.npz", "digits_test.npz", "ntk.yaml", "digits_ntk", "report.html"}
+    assert {path.name for path in output.iterdir()} == files
     assert stderr == ""
 
 
@@ -51,6 +52,13 @@ def test_demo_shows_a_kernel_block_that_equals_the_jacobians(demo):
     assert len(rows) == 4
     (difference,) = re.findall(r"relative to the largest entry: (\S+)$", stdout, re.MULTILINE)
     assert 0 < float(difference) < 1e-5
+
+
+def test_demo_writes_a_page(demo):
+    output, stdout, _ = demo
+    command = f"$ ntk-report --export={output}/digits_ntk --data={output}/digits_test.npz --output={output}/report.html"
+    assert f"\n{output}/report.html\n" in stdout.partition(command)[2]
+    assert "Neural tangent kernel of digits" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_demo_predicts_with_the_kernel_without_what_made_it(demo):

@@ -318,7 +318,12 @@ def test_manifest(exported):
     spec = {"name": model.inputs[0].name, "shape": [None, 5, 4, 3], "dtype": "float32", "input": "x"}
     assert manifest["inputs"] == [spec]
     assert manifest["output"]["shape"] == [None, 2]
-    assert manifest["kernel"] == {"shape": [None, None], "dtype": "float32", "swap": [1, 0]}
+    kernel = dict(manifest["kernel"])
+    shares = {key: kernel.pop(key) for key in ("shares", "shares_of")}
+    assert kernel == {"shape": [None, None], "dtype": "float32", "swap": [1, 0]}
+    assert shares["shares"].keys() == manifest["variables"]["trainable"].keys()
+    assert sum(shares["shares"].values()) == pytest.approx(1)
+    assert shares["shares_of"]["combinations"] == 0
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     assert manifest["implementation"] == "structured_derivatives"
     assert manifest["blocks"]["sizes"][0] == 1

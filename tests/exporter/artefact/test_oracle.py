@@ -76,6 +76,34 @@ def test_outputs_by_themselves_and_combinations():
     assert (proof.outputs, proof.combinations) == (ROWS // 2, ROWS // 2)
 
 
+@pytest.mark.parametrize(("model_id", "engine"), [("mlp", False), ("spatial_output", True)])
+def test_each_variables_share(model_id, engine):
+    """Those of the kernels over one variable alone; of combinations of many outputs nearly."""
+    model = functionalize(models.by_id(model_id).build())
+    x = model.examples(FEW_EXAMPLES)
+    oracle = EngineOracle(model, NtkConfig(), x, silent) if engine else large(model, NtkConfig(), x)
+    assert oracle.shares is None
+    oracle.kernel({path: value * 2 for path, value in model.trainable.items()}, x)
+    assert (oracle.shares is None) == (not engine)
+    oracle.kernel(model.trainable, x)
+    outputs = tuple(range(1, len(model.output.shape)))
+
+    def trace(path):
+        others = {name: value for name, value in model.trainable.items() if name != path}
+
+        def apply_fn(trainable, frozen, x):
+            own = {name: frozen[name] for name in others}
+            return model.apply_fn({**trainable, **own}, {k: v for k, v in frozen.items() if k not in others}, x)
+
+        one = {path: model.trainable[path]}
+        return np.trace(reference_ntk(apply_fn, one, {**model.frozen, **others}, x, trace_axes=outputs))
+
+    traces = {path: trace(path) for path in model.trainable}
+    expected = {path: value / sum(traces.values()) for path, value in traces.items()}
+    assert oracle.shares.variables == pytest.approx(expected, abs=0.2 if engine else 1e-9)
+    assert (oracle.shares.examples, bool(oracle.shares.combinations)) == (FEW_EXAMPLES, engine)
+
+
 def wrong_bias(monkeypatch):
     right = rules.BIAS
     monkeypatch.setattr(
