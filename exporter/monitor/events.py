@@ -20,11 +20,14 @@ class Events:
     """Scalars, a histogram and an image of each measurement, at the step of its number of epochs."""
 
     def __init__(self, log_dir: str) -> None:
-        """Begins a file in a directory, which is made."""
-        self._writer = tf.summary.create_file_writer(log_dir)
+        """Takes the directory of the file that the first measurement begins; until then it may be copied."""
+        self._log_dir = log_dir
+        self._writer: Any = None
 
     def write(self, measurement: Measurement, kernel: np.ndarray) -> None:
         """Writes a measurement of a kernel; without picture if it is not finite."""
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(self._log_dir)
         with self._writer.as_default(step=measurement.epochs):
             for name, value in measurement.scalars.items():
                 _write(f"ntk/{name}", "scalars", tf.constant(value, tf.float32))

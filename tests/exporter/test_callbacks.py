@@ -1,5 +1,6 @@
 """The callback in real calls of `fit`, of Keras 3 and of Keras 2."""
 
+import copy
 import logging
 import math
 import pathlib
@@ -373,6 +374,14 @@ def test_images_as_bytes_and_a_policy_of_mixed_precision():
     assert np.isfinite(callback.kernel).all()
 
 
+def test_mirrored_variables():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = perceptron(tf_keras)
+    history, callback = follow(model, X, Y, epochs=2)
+    assert set(history) >= NAMES
+    assert callback.measurements[2].change != callback.measurements[1].change > 0
+
+
 def test_early_stopping_can_watch_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     callback = NtkCallback(X, Y, examples=8, budget=None)
@@ -487,3 +496,10 @@ def test_both_keras_take_it_for_a_callback():
     callback = NtkCallback(X)
     for kind in KERAS.values():
         assert isinstance(callback, kind.callbacks.Callback)
+
+
+def test_it_can_be_copied_before_it_is_used(clock, tmp_path):
+    callback = copy.deepcopy(NtkCallback(X, Y, examples=8, log_dir=tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert clock.run(callback, epochs=2) == [1, 2]
+    assert list(events(tmp_path / "ntk")["scalars", "ntk/change"]) == [0, 1, 2]
