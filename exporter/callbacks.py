@@ -125,6 +125,7 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
         source = source_of(self.model)
         variables = [(id(variable), trainable) for _, variable, trainable in source.variables]
         if self._followed is None or self._followed[0] is not self.model or self._followed[1] != variables:
+            self._followed = None  # if it cannot be
             self._begin()
             self._followed = (self.model, variables)
 
@@ -141,7 +142,7 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
         scalars = dict.fromkeys(self.measurements[0].scalars, float("nan"))
         if self._unmeasured >= self._every:
             if not self._account.affords:
-                self._economize((self.params or {}).get("epochs", 0) - (epoch + 1))
+                self._economize(max(0, (self.params or {}).get("epochs", 0) - (epoch + 1)))
             if self._account.affords:
                 scalars = self._measure(epoch + 1).scalars
         if logs is not None:
@@ -161,9 +162,9 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
     def _build(self) -> None:
         """Calls a model that has no variables yet on an example, as the first step of training would."""
         first = {key: a[:1] for key, a in self.sample.inputs.items()}
-        inputs = first if self.sample.is_named else list(first.values())
+        alone = len(first) == 1 and not self.sample.is_named
         try:
-            self.model(inputs if len(first) > 1 else next(iter(first.values())))
+            self.model(first if self.sample.is_named else next(iter(first.values())) if alone else list(first.values()))
         except Exception as error:  # Keras', TensorFlow's, and the user's own
             reason = str(error).strip().partition("\n")[0]
             raise ExportError(
@@ -215,18 +216,18 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
 
     def _economize(self, remaining: int) -> None:
         """Says that a measurement has no time yet; if there will be none for it in this run, takes fewer examples."""
-        account, part = self._account, f"{100 * (self._budget or 0):.3g} % of an epoch's time"
-        takes = f"measuring {len(self.sample)} examples takes {account.cost:.2g} s, more than {part}"
+        account, part = self._account, f"more than {100 * (self._budget or 0):.3g} %"
+        takes = f"measuring {len(self.sample)} examples takes {account.cost:.2g} s, {part}"
         more = "For more pass a larger `budget` (None for any), or fewer `examples`."
         affordable = account.affordable_cost(remaining)
         if account.cost <= affordable or not self._at_start:
             times = f"about every {account.epochs_between:.0f} epochs" if account.epochs_between >= 2 else "less often"
-            self._say_once("skip", f"{takes} ({account.epoch:.2g} s), so it is done {times}. {more}")
+            self._say_once("skip", f"{takes} of an epoch's time ({account.epoch:.2g} s), so it is done {times}. {more}")
             return
         count = int(_MARGIN * len(self.sample) * affordable / account.cost)
         run = account.trained + remaining * account.epoch
         if count < FEWEST_EXAMPLES or (count < self._kernel.smallest and self.setup_seconds > run):
-            self._say_once("never", f"{takes} in all of this run, so it may be that none is measured. {more}")
+            self._say_once("never", f"{takes} of the time of all epochs, so it may be that none is measured. {more}")
             return
         before = len(self.sample)
         self.sample, chosen = self.sample.fewer(count)
@@ -239,8 +240,8 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
         self.measurements = [self._numbers(self._start, self.measurements[0].epochs)]
         self._say_once(
             "fewer",
-            f"{takes} in all of this run, so {count} of {before} examples are measured from now on, whose numbers "
-            f"cannot be compared with those of more. {more}",
+            f"{takes} of the time of all epochs, so {count} of {before} examples are measured from now on, whose "
+            f"numbers cannot be compared with those of more. {more}",
         )
         self._said.add("skip")  # which goes without saying now
 
