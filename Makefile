@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-real | lock | clean. Needs Python 3.11, 3.12 or 3.13 and make, nothing else.
+# make demo | test | lint | docs | bench | bench-real | lock | clean. Needs Python 3.11, 3.12 or 3.13 and make, nothing else.
 # The newest that runs: pyenv has commands, which only fail, for versions that are not switched on.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c '' 2> /dev/null && break; done; echo $$p)
 # make test VERSIONS=newest is with the newest versions that pyproject.toml allows, in a directory of its own.
@@ -8,9 +8,10 @@ VENV_newest := .venv-newest
 VENV := $(or $(VENV_$(VERSIONS)),$(error expected VERSIONS=lock or VERSIONS=newest, received $(VERSIONS)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+DOCS_INSTALLED := $(VENV)/installed_docs
 BENCH_INSTALLED := $(VENV)/installed_bench
 
-.PHONY: demo test lint bench bench-real lock clean
+.PHONY: demo test lint docs bench bench-real lock clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m examples.digits demo
@@ -23,6 +24,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Into site/, without a network.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(PIP) --constraint requirements.lock --editable '.[docs]'
+	@touch $@
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
@@ -60,4 +69,4 @@ lock: $(INSTALLED)
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .venv-newest demo build *.egg-info
+	rm -rf .venv .venv-newest demo build site *.egg-info

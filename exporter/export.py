@@ -13,8 +13,7 @@ from exporter.artefact.verification import planned, verify
 from exporter.artefact.versions import stage_version
 from exporter.artefact.writing import describe, disk_errors, size_of, write_saved_model
 from exporter.config import ExportConfig, NtkConfig
-from exporter.graph.kernel_module import KernelModule
-from exporter.graph.programs import functions_by_blocks, functions_of_whole_batches
+from exporter.graph.building import build_module
 from exporter.graph.traced import without_graph_optimizers
 from exporter.plan.choosing import Choice, choose
 from exporter.plan.explanation import Explanation
@@ -88,7 +87,7 @@ def export_savedmodel(
             choice = choose(plan)
             note(choice.summary + plan.projection_warning)
         with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
-            module = _build(plan, choice)
+            module = build_module(plan, choice)
             note(", ".join(plan.export.platforms))
         reaching = warmup_examples(plan.export.signatures, choice.schedule)
         compiled = count_programs(plan.export.signatures, choice.schedule)
@@ -131,30 +130,3 @@ def _checks(plan: Plan, choice: Choice) -> dict[str, Any]:
         "flops": plan.flops_of_example,
         "narrowed": plan.narrowed,
     }
-
-
-def _build(plan: Plan, choice: Choice) -> KernelModule:
-    model, names, platforms, precision = plan.model, plan.export.signatures, plan.export.platforms, plan.ntk.precision
-    references = None
-    if choice.schedule is None:
-        kernel = plan.kernel(choice.implementation)
-        functions = functions_of_whole_batches(model, kernel, names, platforms=platforms, precision=precision)
-    else:
-        functions, references = functions_by_blocks(
-            model,
-            choice.schedule,
-            names,
-            swap=plan.swap,
-            platforms=platforms,
-            precision=precision,
-            projected=choice.projected,
-        )
-    return KernelModule(
-        model.trainable,
-        model.frozen,
-        model.signature_inputs,
-        functions,
-        front=model.front,
-        behind=model.inputs,
-        references=references,
-    )

@@ -65,6 +65,7 @@ class FunctionalModel:
     outputs: tuple[TensorSpec, ...]  # all of the model's
     original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
     half: np.dtype | None = None
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the model's own tf.Variables, by path
 
     def behind_front(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """What apply_fn takes, of the model's own inputs."""
@@ -168,6 +169,7 @@ def functionalize(
         outputs=tuple(map(_wide, traced.outputs)),
         original=lambda inputs: traced.call(inputs)[index].numpy(),
         half=half,
+        variables={v.path: v.variable for v in traced.variables if v.path in used},
     )
 
 

@@ -202,10 +202,15 @@ def _keras2(model: Any) -> Source:
         name=model.name,
         call=call,
         inputs=inputs,
-        variables=[(variable_name(v), v, id(v) in trainable) for v in model.weights],
+        variables=[(variable_name(v), _local(v), id(v) in trainable) for v in model.weights],
         output_names=getattr(model, "output_names", None) or (),
         autograph=True,
     )
+
+
+def _local(variable: tf.Variable) -> tf.Variable:
+    """A variable, or of one that a tf.distribute strategy mirrors the first of its copies."""
+    return tf.distribute.get_strategy().experimental_local_results(variable)[0]
 
 
 # ------------------------------------------------------------------------------ functions, modules, loaded objects

@@ -6,6 +6,7 @@ as large as leaves room for the features of more blocks beside it; small request
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 
@@ -163,9 +164,10 @@ def _divided(plan: Plan) -> Choice | None:
     more = min((in_passes(times * parts.passes) for times in MORE_PASSES), key=lambda more: mean(*more))
     schedule = Schedule(parts, blocks)
     if mean(parts, blocks) > WORTH * mean(*more):
-        most = blocks.resident_examples
-        while _passes_for(parts, blocks, most + 1) <= _passes_for(*more, most + 1):
-            most += 1
+        # Their quotient only grows, to above one at the largest of these numbers; of small models these are millions.
+        numbers = range(blocks.resident_examples + 1, large[-1] + 1)
+        first = bisect.bisect(numbers, False, key=lambda n: _passes_for(parts, blocks, n) > _passes_for(*more, n))
+        most = blocks.resident_examples + first
         schedule = Schedule(parts, blocks, Schedule(*more), most)
     return Choice("layerwise", schedule, per_example, work_bytes)
 

@@ -10,7 +10,8 @@ from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.ntk.kernel import diagonal_fn
 from exporter.ntk.reference import reference_ntk
-from exporter.plan.choosing import LARGEST_BLOCK, LARGEST_TILE, SHARE, choose
+from exporter.plan import choosing
+from exporter.plan.choosing import LARGEST_BLOCK, LARGEST_TILE, SHARE, _passes_for, choose
 from exporter.plan.planning import make_plan
 
 STRUCTURED = "structured_derivatives"
@@ -86,6 +87,17 @@ def test_more_passes_for_requests_that_do_not_fit(many_outputs):
         total += more.parts.contract(*variables, features, features)
     expected = reference_ntk(many_outputs.model.apply_fn, *variables, x, **many_outputs.axes)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_where_more_passes_begin_to_be_better_is_not_counted_to(many_outputs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(choosing, "_passes_for", lambda *args: calls.append(args) or _passes_for(*args))
+    schedule = choose(with_budget(many_outputs, 1 << 30)).schedule  # of which millions of examples fit
+    here, there = (schedule.parts, schedule.blocks), (schedule.larger.parts, schedule.larger.blocks)
+    assert _passes_for(*here, schedule.most) <= _passes_for(*there, schedule.most)
+    assert _passes_for(*here, schedule.most + 1) > _passes_for(*there, schedule.most + 1)
+    assert schedule.most > 100_000
+    assert len(calls) < 200
 
 
 def test_outputs_that_do_not_fit_are_done_in_passes(many_outputs):

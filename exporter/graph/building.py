@@ -1,0 +1,36 @@
+"""From a plan to the module that is saved, or computed with as it is."""
+
+from __future__ import annotations
+
+from exporter.graph.kernel_module import KernelModule
+from exporter.graph.programs import functions_by_blocks, functions_of_whole_batches
+from exporter.plan.choosing import Choice
+from exporter.plan.planning import Plan
+
+
+def build_module(plan: Plan, choice: Choice) -> KernelModule:
+    """The planned signatures as TensorFlow functions, on variables of their own."""
+    model, names, platforms, precision = plan.model, plan.export.signatures, plan.export.platforms, plan.ntk.precision
+    references = None
+    if choice.schedule is None:
+        kernel = plan.kernel(choice.implementation)
+        functions = functions_of_whole_batches(model, kernel, names, platforms=platforms, precision=precision)
+    else:
+        functions, references = functions_by_blocks(
+            model,
+            choice.schedule,
+            names,
+            swap=plan.swap,
+            platforms=platforms,
+            precision=precision,
+            projected=choice.projected,
+        )
+    return KernelModule(
+        model.trainable,
+        model.frozen,
+        model.signature_inputs,
+        functions,
+        front=model.front,
+        behind=model.inputs,
+        references=references,
+    )
