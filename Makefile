@@ -8,7 +8,6 @@ VENV_newest := .venv-newest
 VENV := $(or $(VENV_$(VERSIONS)),$(error expected VERSIONS=lock or VERSIONS=newest, received $(VERSIONS)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-DOCS_INSTALLED := $(VENV)/installed_docs
 BENCH_INSTALLED := $(VENV)/installed_bench
 
 .PHONY: demo test lint docs bench bench-real lock clean
@@ -26,12 +25,8 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 # Into site/, without a network.
-docs: $(DOCS_INSTALLED)
+docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-$(DOCS_INSTALLED): $(INSTALLED)
-	$(PIP) --constraint requirements.lock --editable '.[docs]'
-	@touch $@
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
@@ -42,7 +37,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PIP_lock = $(PIP) --requirement requirements.lock && $(PIP) --no-deps --editable .
-PIP_newest = $(PIP) --editable '.[dev,examples]' && $(BIN)/python -m pip freeze --all | grep -E '^(jax|keras|tensorflow|tf)'
+PIP_newest = $(PIP) --editable '.[dev]' && $(BIN)/python -m pip freeze --all | grep -E '^(jax|keras|tensorflow|tf)'
 
 # make bench ARGS="--models=cnn --contenders=layerwise,structured_derivatives" for a part of the table.
 bench: $(BENCH_INSTALLED)
@@ -56,13 +51,13 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	$(PIP) --constraint requirements.lock --editable '.[bench]'
 	@touch $@
 
-# Newest versions that pyproject.toml allows on the oldest Python, which must have wheels for the others too (tf2jax's
-# metadata do not resolve on macOS, so the lock is for Linux).
+# Newest versions that pyproject.toml and constraints.txt allow on the oldest Python, which must have wheels for the
+# others too (tf2jax's metadata do not resolve on macOS, so the lock is for Linux).
 COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --only-binary :all: \
-    --python-platform x86_64-manylinux_2_28
+    --python-platform x86_64-manylinux_2_28 --constraint constraints.txt
 lock: $(INSTALLED)
 	$(PIP) uv
-	$(COMPILE) --python-version 3.11 --extra dev --extra examples pyproject.toml \
+	$(COMPILE) --python-version 3.11 --extra dev pyproject.toml \
 	    | sed '1i # Exact versions of everything that .venv holds, for Python 3.11 to 3.13, Linux; made by '"'make lock'"'.' \
 	    > requirements.lock.new
 	for v in 3.12 3.13; do $(COMPILE) --python-version $$v requirements.lock.new > /dev/null || exit 1; done
