@@ -24,6 +24,7 @@ METHODS = ("auto", "exact", "features")
 NEEDED = {"exact": ("ntk", "ntk_diagonal"), "features": ("ntk_features",)}
 FEW = 1000  # examples at most for which auto takes the kernel itself
 _PART = 1 << 25  # entries of features at work
+_IN_MEMORY = 2 << 30  # bytes of coordinates
 _LEAST = 1e-13  # of the largest eigenvalue; below it is rounding
 
 
@@ -125,11 +126,22 @@ def by_features(export: Export, rows: Prepared, store: Path, workers: Workers, m
     if whole is not None:
         vectors = whole.T @ (vectors / np.sqrt(values))
 
-    def coordinates() -> Iterator[tuple[int, np.ndarray]]:
-        return ((start, part @ vectors) for start, part in parts())
+    coordinates = _room(store, (n, len(values)))
+    for start, part in parts():
+        coordinates[start : start + len(part)] = part @ vectors
 
-    of_all = Coordinates(values, coordinates, n, float(diagonal.sum()))
+    def of_parts() -> Iterator[tuple[int, np.ndarray]]:
+        return ((k, np.asarray(coordinates[k : k + step], np.float64)) for k in range(0, n, step))
+
+    of_all = Coordinates(values, of_parts, n, float(diagonal.sum()))
     return Reference("features", of_all, vectors, diagonal, features=array)
+
+
+def _room(store: Path, shape: tuple[int, int]) -> np.ndarray:
+    """An array for coordinates: in memory, or where they are many in single precision in a file of the store."""
+    if 8 * math.prod(shape) <= _IN_MEMORY:
+        return np.empty(shape)
+    return np.memmap(store / "coordinates", np.float32, "w+", shape=shape)
 
 
 def check_finite(array: np.ndarray, start: int = 0) -> None:
