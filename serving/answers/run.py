@@ -114,7 +114,7 @@ def _publish(
         with stage_version(options.output, "ntk-fit") as staging:
             module = AnswersModule(exported, made.similarities, made.fitted)
             names = list(module.signatures_to_save)
-            writing.write(module, staging.path, exported.inputs(rows.data.read(0, 1)))
+            writing.write(module, exported, staging.path, exported.inputs(rows.data.read(0, 1)))
             say("write", f"{writing.bytes_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
             examples = writing.examples(exported, rows.data.read(0, min(writing.EXAMPLES, rows.data.rows)))
             verification = writing.verify(staging.path, exported, made, examples)

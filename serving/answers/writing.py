@@ -17,7 +17,7 @@ from serving.answers.errors import FitError
 from serving.answers.exported import Exported, version_of
 from serving.answers.fit import Fit
 from serving.answers.module import AnswersModule
-from serving.bundle.batching import PARAMETERS_FILE, SIZES, model_parameters
+from serving.bundle.batching import PARAMETERS_FILE, model_parameters
 from serving.dataset.data import Rows
 from serving.shared import manifest_signature, reference
 from serving.shared.warmup_file import request_of_one_value, write_requests
@@ -27,22 +27,24 @@ _OF_TENSORFLOW = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedEr
 EXAMPLES = 4  # of verification, from the reference; where numbers can be anything as many that are like nothing in it
 
 
-def write(module: AnswersModule, path: Path, example: Mapping[str, tf.Tensor]) -> None:
+def write(module: AnswersModule, exported: Exported, path: Path, example: Mapping[str, tf.Tensor]) -> None:
     """Writes the SavedModel into a directory; `example` is a batch of one, for warmup requests of texts."""
     functions = module.signatures_to_save
     signatures = {"serving_default": functions["predict"], **functions}
     del module.signatures_to_save
     with manifest_signature.manifest_signature(module, batched=True) as signatures[manifest_signature.SIGNATURE]:
         tf.saved_model.save(module, str(path), signatures, tf.saved_model.SaveOptions(save_debug_info=False))
-    write_requests(path, _warmup(functions, example))
+    blocks = exported.manifest["blocks"]
+    sizes = [*blocks["sizes"], *([blocks["sizes"][-1] + 1] if blocks["joined"] > 1 else [])]
+    write_requests(path, _warmup(functions, sizes, example))
     (path / PARAMETERS_FILE).write_text(model_parameters(), encoding="utf-8")
 
 
-def _warmup(functions: Mapping[str, Any], example: Mapping[str, tf.Tensor]) -> Iterator[Any]:
-    """A request of each size that batching makes, for each signature."""
+def _warmup(functions: Mapping[str, Any], sizes: Sequence[int], example: Mapping[str, tf.Tensor]) -> Iterator[Any]:
+    """Requests that reach every XLA program by one signature, and once each other one, for its graph."""
     texts = {name: value.numpy().flat[0] for name, value in example.items() if value.dtype == tf.string}
-    for signature in functions:
-        for size in SIZES:
+    for k, signature in enumerate(functions):
+        for size in sizes if k == 0 else [1]:
             specs = {n: tf.TensorSpec([size, *value.shape[1:]], value.dtype) for n, value in example.items()}
             yield request_of_one_value(signature, specs, texts)
 
