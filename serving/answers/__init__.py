@@ -6,6 +6,7 @@
 | `targets` | y, what the network gives | classes or numbers, logits, residuals | |
 | `algebra` | coordinates, residuals | ridge by leave-one-out, weights, variances, in float64 | Gaussian processes |
 | `reference` | export, data | what the algebra takes, by `exact` or `features` | kernels, stores |
+| `sums` | a store of features | FᵀF, its eigenvectors and F V, by workers | |
 | `exported` | a version, rows | an export's results | |
 | `fit` | these | everything that answers are computed from | |
 | `module` | that | the TensorFlow functions that are saved | TensorFlow's graph |

@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import zarr
 
 from serving.answers.algebra import Coordinates
 from serving.answers.errors import FitError
 from serving.answers.exported import Exported
+from serving.answers.sums import check_finite, eigenvectors, of_many
 from serving.dataset import features
 from serving.dataset.engine import Workers
-from serving.dataset.export import Export, features_shape
+from serving.dataset.export import Export
 from serving.dataset.prepared import Prepared, Say
 
 METHODS = ("auto", "exact", "features")
 NEEDED = {"exact": ("ntk", "ntk_diagonal"), "features": ("ntk_features",)}
 FEW = 1000  # examples at most for which auto takes the kernel itself
+IN_MEMORY = 2 << 30  # bytes of features in float64; more stay in files, and are summed over by workers
 _PART = 1 << 25  # entries of features at work
-_IN_MEMORY = 2 << 30  # bytes of coordinates
-_LEAST = 1e-13  # of the largest eigenvalue; below it is rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,63 +96,36 @@ def exact(exported: Exported, rows: Prepared, say: Say) -> Reference:
     return Reference("exact", of_all, vectors, diagonal, own=own)
 
 
+def outputs_by_workers(
+    export: Export, rows: Prepared, store: Path, workers: Workers, memory: int, say: Say
+) -> np.ndarray:
+    """The network's outputs (n, ...), made by workers into a store."""
+    say("forward", str(features.write_outputs(export, rows, store, workers, memory, say)))
+    array: Any = zarr.open_group(str(store), mode="r")["output"]
+    return np.asarray(array[:])
+
+
 def by_features(export: Export, rows: Prepared, store: Path, workers: Workers, memory: int, say: Say) -> Reference:
     """The examples by their features, which are made by workers into a store, and read in parts."""
     summary = features.write_features(export, rows, store, workers, memory, say)
     say("computed", str(summary))
     array: Any = zarr.open_group(str(store), mode="r")[features.ARRAY]
-    n, dimensions = rows.data.rows, features_shape(export.manifest)[-1]
-    step = max(1, _PART // dimensions)
+    n, dimensions = array.shape
+    many = 8 * n * min(n, dimensions) > IN_MEMORY
+    if many:
+        values, vectors, diagonal, coordinates = of_many(export, store, array, workers, say)
+    else:
+        whole = np.asarray(array[:], np.float64)
+        check_finite(whole)
+        diagonal = np.einsum("nd,nd->n", whole, whole)
+        values, vectors = eigenvectors(whole @ whole.T if n < dimensions else whole.T @ whole)
+        if n < dimensions:  # of the two matrices with the same eigenvalues the smaller one
+            vectors = whole.T @ (vectors / np.sqrt(values))
+        coordinates = whole @ vectors
 
     def parts() -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, n, step):
-            yield start, np.asarray(array[start : start + step], np.float64)
-
-    # Of the two matrices with the same eigenvalues the smaller one.
-    size = min(n, dimensions)
-    products, diagonal = np.zeros((size, size)), np.empty(n)
-    whole = np.concatenate([part for _, part in parts()]) if n < dimensions else None
-    if whole is not None:
-        products = whole @ whole.T
-    for start, part in parts():
-        check_finite(part, start)
-        diagonal[start : start + len(part)] = np.einsum("nd,nd->n", part, part)
-        if whole is None:
-            products += part.T @ part
-    values, vectors = np.linalg.eigh(products)
-    there = values > _LEAST * values[-1]
-    values, vectors = values[there], vectors[:, there]
-    if whole is not None:
-        vectors = whole.T @ (vectors / np.sqrt(values))
-
-    coordinates = _room(store, (n, len(values)))
-    for start, part in parts():
-        coordinates[start : start + len(part)] = part @ vectors
-
-    def of_parts() -> Iterator[tuple[int, np.ndarray]]:
+        step = max(1, _PART // max(1, len(values)))
         return ((k, np.asarray(coordinates[k : k + step], np.float64)) for k in range(0, n, step))
 
-    of_all = Coordinates(values, of_parts, n, float(diagonal.sum()))
+    of_all = Coordinates(values, parts, n, float(diagonal.sum()))
     return Reference("features", of_all, vectors, diagonal, features=array)
-
-
-def _room(store: Path, shape: tuple[int, int]) -> np.ndarray:
-    """An array for coordinates: in memory, or where they are many in single precision in a file of the store."""
-    if 8 * math.prod(shape) <= _IN_MEMORY:
-        return np.empty(shape)
-    return np.memmap(store / "coordinates", np.float32, "w+", shape=shape)
-
-
-def check_finite(array: np.ndarray, start: int = 0) -> None:
-    """Raises a FitError if the export gives what is no number."""
-    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
-    if not finite.all():
-        raise FitError(
-            f"The export gives numbers that are not finite for example {start + int(np.argmin(finite)):,}: its "
-            "variables may have diverged."
-        )
-
-
-def bytes_kept(reference: Reference) -> int:
-    """Of what exact answers keep."""
-    return sum(np.asarray(a).nbytes for a in tf.nest.flatten(reference.own))

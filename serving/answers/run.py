@@ -16,6 +16,7 @@ from serving.answers.errors import FitError
 from serving.answers.exported import Exported, version_of
 from serving.answers.fit import Fit, fit
 from serving.answers.module import AnswersModule
+from serving.answers.sums import check_finite
 from serving.bundle.contents import BundleError
 from serving.bundle.files import default_options, write_bundle
 from serving.dataset.data import Data
@@ -73,15 +74,21 @@ def run_fit(options: Options, say: Say) -> Path:
         )
     exported = Exported(export)
     method = reference.choose_method(options.method, exported, rows.data.rows, options.memory)
-    output, task, y = _task(options, exported, rows.data)
-    say("targets", task.describe())
-    store = options.output.absolute().parent / f".{options.output.name}.ntk-fit-{rows.digest[:12]}.zarr"
+    workers = Workers(options.scheduler, options.workers, options.wait)
+    parent = options.output.absolute().parent
+    name = f".{options.output.name}.ntk-fit-{export.digest[:6]}{rows.digest[:6]}"
+    store, outputs = parent / f"{name}.zarr", parent / f"{name}-outputs.zarr"
     with writing.disk_errors(options.output):
+        parent.mkdir(parents=True, exist_ok=True)
+        if options.scheduler and method == "features":
+            output = reference.outputs_by_workers(export, rows, outputs, workers, options.worker_memory, say)
+        else:
+            output = exported.rows_of("forward", rows.data, "forward")
+        output, task, y = _task(options, exported, rows.data, output)
+        say("targets", task.describe())
         if method == "exact":
             of_all = reference.exact(exported, rows, say)
         else:
-            workers = Workers(options.scheduler, options.workers, options.wait)
-            store.parent.mkdir(parents=True, exist_ok=True)
             of_all = reference.by_features(export, rows, store, workers, options.worker_memory, say)
         made = fit(
             exported,
@@ -97,7 +104,8 @@ def run_fit(options: Options, say: Say) -> Path:
         )
         _say_ridge(made, of_all, say)
         version = _publish(options, export, exported, made, rows, others, say)
-        shutil.rmtree(store, ignore_errors=True)
+        for made_on_the_way in (store, outputs):
+            shutil.rmtree(made_on_the_way, ignore_errors=True)
     return version
 
 
@@ -145,7 +153,9 @@ def _with_targets(data: str, export: Export, say: Say) -> Prepared:
     return rows
 
 
-def _task(options: Options, exported: Exported, data: Data) -> tuple[np.ndarray, targets.Task, np.ndarray]:
+def _task(
+    options: Options, exported: Exported, data: Data, output: np.ndarray
+) -> tuple[np.ndarray, targets.Task, np.ndarray]:
     """The network's output (n, O), the task, and the targets as it has them."""
     shape = exported.manifest["output"]["shape"]
     if len(shape) > 2:
@@ -153,9 +163,8 @@ def _task(options: Options, exported: Exported, data: Data) -> tuple[np.ndarray,
             f"{exported.path}: expected a network with one axis of outputs, received outputs of shape "
             f"{('n', *shape[1:])}. Export one of them with ntk.output, or a model that ends in a vector."
         )
-    output = exported.rows_of("forward", data, "forward")
     output = output.reshape(len(output), -1).astype(np.float64)
-    reference.check_finite(output)
+    check_finite(output)
     y = data.targets()
     assert y is not None
     task = targets.find_task(data.name, y, output, options.targets, options.network)

@@ -165,21 +165,21 @@ class KernelJob(Job):
         return self.model.call("ntk", _side("x1", first) | _side("x2", second))["ntk"]
 
 
-class FeaturesJob(Job):
-    """Rows of features into a store."""
+class RowsJob(Job):
+    """Rows of a signature's output into a store."""
 
-    def __init__(self, export: Export, sources: Mapping[str, Source], store: Path) -> None:
-        """Of `data`."""
+    def __init__(self, export: Export, sources: Mapping[str, Source], store: Path, signature: str, output: str) -> None:
+        """Of `data`; the output's name is the array's."""
         super().__init__(export, sources)
-        self._path = store
+        self._path, self._signature, self._output = store, signature, output
 
     def __call__(self, rows: slice) -> Done:
         """Computes and writes those rows."""
         start = time.monotonic()
         inputs = _side("x", self.data("data").read(rows.start, rows.stop))
-        features = self.model.call("ntk_features", inputs)["features"]
-        Store(self._path, "features").write((rows,), features)
-        return Done(_here(), time.monotonic() - start, features.nbytes)
+        values = self.model.call(self._signature, inputs)[self._output]
+        Store(self._path, self._output).write((rows,), values)
+        return Done(_here(), time.monotonic() - start, values.nbytes)
 
 
 def run(job: str, task: Any) -> Any:

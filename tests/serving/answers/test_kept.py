@@ -1,11 +1,10 @@
-"""Which reference examples are kept of features, and in which dtype; and coordinates that outgrow memory."""
+"""Which reference examples are kept of features, and in which dtype."""
 
 import numpy as np
 import pytest
 import zarr
 
 from serving.answers import fit, reference
-from serving.answers.algebra import Coordinates, left_out
 from serving.answers.errors import FitError
 
 N, DIMENSIONS = 30, 8
@@ -62,24 +61,3 @@ def test_recall_of_what_rounding_mixes_up(tmp_path):
     array = zarr.create_array(str(tmp_path / "f.zarr"), shape=near.shape, dtype="f4", chunks=(7, DIMENSIONS))
     array[:] = near
     assert fit._recall(array, np.arange(N)) < 0.9
-
-
-def test_coordinates_in_a_file(tmp_path, monkeypatch):
-    """Where examples are many; in single precision."""
-    features = RNG.normal(size=(N, 3))
-    values, vectors = np.linalg.eigh(features.T @ features)
-    targets = RNG.normal(size=(N, 2))
-
-    def of(room):
-        room[:] = features @ vectors
-        coordinates = Coordinates(
-            values, lambda: iter([(0, np.asarray(room, np.float64))]), N, float(np.sum(features**2))
-        )
-        return left_out(coordinates, targets, 1.0)
-
-    in_memory = of(reference._room(tmp_path, (N, 3)))
-    monkeypatch.setattr(reference, "_IN_MEMORY", 0)
-    in_file = of(reference._room(tmp_path, (N, 3)))
-    assert (tmp_path / "coordinates").stat().st_size == 4 * N * 3
-    np.testing.assert_allclose(in_file.values, in_memory.values, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(in_file.leverages, in_memory.leverages, rtol=1e-5)
