@@ -59,8 +59,8 @@ class ConsoleProgress:
 
         with _own(self._live) as terminal:
             line: LiveLine = LiveLine(f"{name:<{_NAME_WIDTH - 2}}", terminal, above=self._stream.isatty())
-            line.start()
             try:
+                line.start()
                 yield line.update
             finally:
                 line.close()
