@@ -84,7 +84,7 @@ class CommandLine:
 
     def _help(self) -> None:
         """Prints it, on a terminal with titles and flags in colour."""
-        shown = "\n\n".join(map(self._of_group, self.groups)) or self.flags.module_help(self.module)
+        shown = "\n\n".join(map(self._of_group, self.groups)) or self.flags.module_help(self.module).strip("\n")
         text = "\n\n".join(filter(None, [self.doc and self.doc.rstrip(), shown, self.footer]))
         if not sys.stdout.isatty():
             print(text)

@@ -216,6 +216,17 @@ class TestUsage:
         known = {*main._FLAGS, "verbosity", "nobundle"}
         assert all(name in known for example in examples for name in re.findall(r"--(\w+)", example))
 
+    def test_help_on_a_terminal(self, invoke, monkeypatch):
+        _, expected, _ = invoke("--help")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        code, out, _ = invoke("--help")
+        assert code == 0
+        assert re.sub(ESCAPE, "", out) == expected
+        assert "\x1b[1mOutput:\x1b[0m" in out
+        assert "\x1b[36m  --model\x1b[0m" in out
+
     def test_flags_may_be_written_with_a_space(self, folder, invoke):
         code, _, err = invoke("--model", "models:nothing", "--output", "out", "--verbosity", "-1")
         assert code == 1
