@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.console import RenderableType
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
@@ -52,7 +54,7 @@ class LiveLine:
                 markup=False,
                 table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
             ),
-            _Bar(bar_width=_BAR if console.width >= _WIDE else _SHORT_BAR),
+            _Bar(_BAR if console.width >= _WIDE else _SHORT_BAR),
             _Times(self.times),
             console=console,
             transient=True,
@@ -61,7 +63,7 @@ class LiveLine:
             redirect_stderr=False,  # libraries write warnings there, which are kept quiet by its file descriptor
             get_time=clock,
         )
-        self._task = self._progress.add_task(title, total=None, detail="")
+        self._task = self._progress.add_task(title, total=None, detail="", done=0, of=0)
 
     def start(self) -> None:
         """Shows it."""
@@ -77,7 +79,7 @@ class LiveLine:
             self._part = self._at
         if (detail, done, total) != self._said:
             self._at, self._said = self._clock(), (detail, done, total)
-        self._progress.update(self._task, total=total or None, completed=min(done, total), detail=detail)
+        self._progress.update(self._task, detail=detail, done=done, of=total)
 
     def close(self) -> None:
         """Removes it."""
@@ -95,11 +97,16 @@ class LiveLine:
         return f"{text}, about {duration(max(left, 0.0))} left"
 
 
-class _Bar(BarColumn):
-    """Nothing as long as there is nothing to count."""
+class _Bar(ProgressColumn):
+    """Nothing as long as there is nothing to count; a total of the task itself could not be taken back."""
 
-    def render(self, task: Task):  # type: ignore[no-untyped-def]
-        return Text() if task.total is None else super().render(task)
+    def __init__(self, width: int) -> None:
+        self._width = width
+        super().__init__()
+
+    def render(self, task: Task) -> RenderableType:
+        done, of = task.fields["done"], task.fields["of"]
+        return ProgressBar(total=of, completed=min(done, of), width=self._width) if of else Text()
 
 
 class _Times(ProgressColumn):

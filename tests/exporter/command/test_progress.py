@@ -87,7 +87,10 @@ def test_terminal_shows_the_running_stage_and_removes_it(monkeypatch):
         assert "━" not in stream.getvalue()
         note("3 programs", 3, 12)
         shown_soon(stream, r"lower +3 .*━.*about \d+ s left")
+        note("12 programs", 12, 12)
+        shown_soon(stream, r"lower +12 .*━.*about 0 s left")
         note("cpu")
+        shown_soon(stream, r"\r[^ ] lower +cpu +\d s(\r|$)")  # no bar any more, and the spinner goes on
         assert stream.getvalue().startswith(HIDE)
         assert SHOW not in stream.getvalue()
     live, _, last = stream.getvalue().rpartition(REMOVED)
