@@ -12,6 +12,7 @@ import textwrap
 import warnings
 
 import pytest
+import rich.console  # noqa: F401  # it keeps the environment that it is imported in, which `invoke` replaces
 
 from exporter.command import main
 from serving.bundle import files
@@ -83,6 +84,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "models", raising=False)  # of other tests
     yield tmp_path
     sys.modules.pop("models", None)
+
+
+@pytest.fixture
+def xterm(monkeypatch):
+    """The environment of a terminal with colours."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 @pytest.fixture
@@ -216,11 +224,9 @@ class TestUsage:
         known = {*main._FLAGS, "verbosity", "nobundle"}
         assert all(name in known for example in examples for name in re.findall(r"--(\w+)", example))
 
-    def test_help_on_a_terminal(self, invoke, monkeypatch):
+    def test_help_on_a_terminal(self, xterm, invoke, monkeypatch):
         _, expected, _ = invoke("--help")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.delenv("NO_COLOR", raising=False)
         code, out, _ = invoke("--help")
         assert code == 0
         assert re.sub(ESCAPE, "", out) == expected
