@@ -87,7 +87,7 @@ def export_savedmodel(
             choice = choose(plan)
             note(choice.summary + plan.projection_warning)
         with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
-            module = build_module(plan, choice)
+            module = build_module(plan, choice, note)
             note(", ".join(plan.export.platforms))
         reaching = warmup_examples(plan.export.signatures, choice.schedule)
         compiled = count_programs(plan.export.signatures, choice.schedule)

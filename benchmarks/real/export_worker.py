@@ -78,7 +78,7 @@ class Stages:
         """Runs the body."""
         start, notes = time.perf_counter(), [""]
 
-        def note(text: str) -> None:
+        def note(text: str, done: int = 0, total: int = 0, /) -> None:
             notes.append(text)
             self._report(phase=f"{name}: {text}")
 

@@ -359,7 +359,7 @@ def _counted(vjps: Vjps, of_kernel: int, note: Note) -> Vjps:
         nonlocal done
         gradients = vjps(trainable, frozen, x, cotangents)
         done += len(cotangents)
-        note(f"{done:,} float64 gradients, {of_kernel:,} for a kernel")
+        note(f"{done:,} float64 gradients, {of_kernel:,} for a kernel", (done - 1) % of_kernel + 1, of_kernel)
         return gradients
 
     return counted

@@ -1,10 +1,11 @@
 """Run by itself, in a process that can import TensorFlow alone: loads a SavedModel and calls all it offers.
 
-    echo '["SAVED_MODEL", "INPUTS.npz", "OUTPUTS.npz"]' | python reload_script.py
+    echo '["SAVED_MODEL", "INPUTS.npz", "OUTPUTS.npz", "CALLS_MADE"]' | python reload_script.py
 
 It may be started before these files are there: the line is read when TensorFlow is imported. INPUTS holds the arrays to
 call it with, by input name ("x1", "x2", "x", "params_..."; see `exporter.plan.signatures`). OUTPUTS gets the result of
-each signature ("signature/NAME") and of each method ("method/NAME"), and times in seconds.
+each signature ("signature/NAME") and of each method ("method/NAME"), and times in seconds. CALLS_MADE gets a byte for
+each call that was made.
 """
 
 import json
@@ -20,7 +21,7 @@ import numpy as np  # noqa: E402  # only after the imports above are blocked
 import tensorflow as tf  # noqa: E402
 
 
-def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
+def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str) -> None:
     """Loads, calls, writes the results."""
     with np.load(inputs_path) as file:
         calls = json.loads(file["calls"].tobytes())  # for each signature its method's arguments, rows of requests
@@ -33,13 +34,19 @@ def main(saved_model: str, inputs_path: str, outputs_path: str) -> None:
     inputs = {key: _input(value, specs.get(key)) for key, value in values.items()}
     flat = {name: {k: inputs[k] for k in model.signatures[name].structured_input_signature[1]} for name in calls}
     start = time.perf_counter()
-    outputs = {f"signature/{name}": _only(model.signatures[name](**flat[name])) for name in calls}
-    for name, call in calls.items():
-        outputs[f"method/{name}"] = getattr(model, name)(*(_argument(a, inputs) for a in call["arguments"]))
-    requests = [(int(n), name, rows) for name, call in calls.items() for n, rows in call["rows"].items()]
-    for n, name, rows in requests:
-        given = {k: _repeated(value, rows[k]) if k in rows else value for k, value in flat[name].items()}
-        outputs[f"signature/{name}/{n}"] = _only(model.signatures[name](**given))
+    outputs = {}
+    with open(calls_path, "wb", buffering=0) as made:
+        for name in calls:
+            outputs[f"signature/{name}"] = _only(model.signatures[name](**flat[name]))
+            made.write(b".")
+        for name, call in calls.items():
+            outputs[f"method/{name}"] = getattr(model, name)(*(_argument(a, inputs) for a in call["arguments"]))
+            made.write(b".")
+        requests = [(int(n), name, rows) for name, call in calls.items() for n, rows in call["rows"].items()]
+        for n, name, rows in requests:
+            given = {k: _repeated(value, rows[k]) if k in rows else value for k, value in flat[name].items()}
+            outputs[f"signature/{name}/{n}"] = _only(model.signatures[name](**given))
+            made.write(b".")
     seconds["first_calls"] = time.perf_counter() - start
     results = {key: _storable(value).numpy() for key, value in outputs.items()}
     np.savez(outputs_path, seconds=np.frombuffer(json.dumps(seconds).encode(), np.uint8), **results)

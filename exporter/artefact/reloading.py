@@ -21,7 +21,11 @@ from exporter.plan.signatures import SIGNATURES, input_names, param_names
 
 _SCRIPT = Path(__file__).with_name("reload_script.py")
 
+_EVERY = 0.5  # seconds; so often it is told how many calls were made
+
 Results = tuple[dict[str, np.ndarray], dict[str, float]]
+Told = Callable[[int, int], object]
+"""Told how many calls were made, of how many."""
 
 
 class ReloadingProcess:
@@ -55,7 +59,7 @@ class ReloadingProcess:
         params: Mapping[str, np.ndarray],
         signatures: Sequence[str],
         requests: Mapping[str, Mapping[int, int]],
-    ) -> Callable[[], Results]:
+    ) -> Callable[[Told], Results]:
         """Lets it call a SavedModel, once; what it returns waits for the results.
 
         Args:
@@ -68,15 +72,23 @@ class ReloadingProcess:
             and for each of these how many of them are x2.
 
         Returns:
-          A function without arguments to the results, by "signature/NAME", "method/NAME" and "signature/NAME/EXAMPLES",
-          and the times there in seconds. It raises ExportError if the SavedModel cannot be loaded or called.
+          A function of what is told how far it is. It returns the results, by "signature/NAME", "method/NAME" and
+          "signature/NAME/EXAMPLES", and the times there in seconds; it raises ExportError if the SavedModel cannot be
+          loaded or called.
         """
-        inputs, outputs = (self._directory / name for name in ("inputs.npz", "outputs.npz"))
+        inputs, outputs, made = (self._directory / name for name in ("inputs.npz", "outputs.npz", "calls_made"))
+        total = 2 * len(signatures) + sum(len(requests.get(name, {})) for name in signatures)
         np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests))
-        line = json.dumps([str(saved_model), str(inputs), str(outputs)]) + "\n"
+        line = json.dumps([str(path) for path in (saved_model, inputs, outputs, made)]) + "\n"
 
-        def results() -> Results:
-            return _results(self._process.wait(), outputs, self._said)
+        def results(told: Told) -> Results:
+            done = 0
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return _results(self._process.wait(_EVERY), outputs, self._said)
+                if made.exists() and made.stat().st_size > done:
+                    done = made.stat().st_size
+                    told(done, total)
 
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended by itself, which `results` tells

@@ -22,7 +22,7 @@ from exporter.config import NtkConfig, VerifyConfig
 from exporter.errors import ExportError
 from exporter.functionalize import FunctionalModel
 from exporter.ntk.count_sketch import Sketch
-from exporter.progress import Note
+from exporter.progress import Note, silent
 from serving.shared import reference
 
 _SMALL_REQUEST = 2e10  # operations, about a second
@@ -106,7 +106,7 @@ def verify(
     narrowed: float = 1.0,
     forward: FunctionalModel | None = None,
     sketch: Sketch | None = None,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> Verification:
     """Compares all that a SavedModel computes with float64.
 
@@ -158,8 +158,9 @@ def verify(
     expected = kernels(oracle, model.trainable, sides, params, signatures, coupled, project)
     if "forward" in signatures:
         expected["forward"] = forward_in_float64(forward or model, x)
-    note("the SavedModel, in a process of its own")
-    outputs, seconds = results()
+    told = "the SavedModel, in a process of its own"
+    note(told)
+    outputs, seconds = results(lambda done, total: note(f"{done} of {total} calls of {told}", done, total))
     jumps: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     at_kinks: dict[str, float] = {}

@@ -9,6 +9,7 @@ The new version's directory, BASE_DIR/1, BASE_DIR/2, ..., is the last line of st
 import contextlib
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -18,9 +19,10 @@ from exporter.command.terminal import ConsoleProgress
 from exporter.config import load_config
 from exporter.errors import ExportError
 from exporter.load import locate_model
-from serving.shared.command_line import CommandLine
+from serving.shared.command_line import CommandLine, Group
 from serving.shared.interruption import show_termination_as_interrupt
 from serving.shared.quiet import silent_stderr
+from serving.shared.terminal import console_of
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "The model: see above.", flag_values=_FLAGS)
@@ -31,7 +33,7 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Model base directory, to which the next version is added.", flag_values=_FLAGS
 )
 _SET = flags.DEFINE_multi_string(
-    "set", [], "Overrides a key of the configuration: --set=ntk.trace_axes=[]; repeatable.", flag_values=_FLAGS
+    "set", [], "Overrides a key of the configuration: --set=ntk.trace_axes=[]", flag_values=_FLAGS
 )
 _SAFE_MODE = flags.DEFINE_bool(
     "safe_mode", True, "Refuse model files that hold Python code (Lambda layers).", flag_values=_FLAGS
@@ -47,7 +49,28 @@ _COMMAND = CommandLine(
     __name__,
     _FLAGS,
     logging.ERROR,
-    "--verbosity=1 shows tracebacks and the libraries' logs.",
+    groups=(
+        Group(
+            "Model and configuration",
+            dict.fromkeys(("model", "config", "set"), ""),
+            "ntk-export --model=model.keras --config=ntk.yaml --set=ntk.trace_axes=[] --output=kernels",
+        ),
+        Group(
+            "Output",
+            dict.fromkeys(("output", "bundle"), ""),
+            "ntk-export --model=package.module:build --output=kernels --nobundle",
+        ),
+        Group(
+            "Checks",
+            dict.fromkeys(("explain", "safe_mode"), ""),
+            "ntk-export --model=model.keras --explain --set=export.verify.examples=16",
+        ),
+        Group(
+            "Terminal",
+            {"verbosity": "1 shows tracebacks and the libraries' logs; NO_COLOR=1 in the environment no colours."},
+            "version=$(NO_COLOR=1 ntk-export --model=model.keras --output=kernels --verbosity=1 | tail -n 1)",
+        ),
+    ),
 )
 
 
@@ -80,13 +103,21 @@ def _export(model_name: str, output: pathlib.Path | None, verbose: bool) -> None
         model = load()
         from exporter.export import explain, export_savedmodel
     if output is None:
-        print(explain(model, ntk, export), flush=True)
+        _show(explain(model, ntk, export))
         return
     path = export_savedmodel(model, output, ntk, export, progress=progress).path
     if _BUNDLE.value:
         with progress.stage("bundle") as note:
             note(_bundle(output))
     print(path, flush=True)
+
+
+def _show(explanation: object) -> None:
+    """In colour on a terminal, where its lines may be shorter."""
+    if sys.stdout.isatty():
+        console_of(sys.stdout).print(explanation)
+    else:
+        print(explanation, flush=True)
 
 
 def _bundle(base_dir: pathlib.Path) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 from exporter.graph.kernel_module import KernelModule
 from exporter.graph.programs import functions_by_blocks, functions_of_whole_batches
 from exporter.plan.choosing import Choice
 from exporter.plan.planning import Plan
+from exporter.plan.schedule import count_programs
+from exporter.progress import Note, silent
 
 
-def build_module(plan: Plan, choice: Choice) -> KernelModule:
-    """The planned signatures as TensorFlow functions, on variables of their own."""
+def build_module(plan: Plan, choice: Choice, note: Note = silent) -> KernelModule:
+    """The planned signatures as TensorFlow functions, on variables of their own; `note` is told how far it is."""
     model, names, platforms, precision = plan.model, plan.export.signatures, plan.export.platforms, plan.ntk.precision
     references = None
     if choice.schedule is None:
@@ -24,6 +29,7 @@ def build_module(plan: Plan, choice: Choice) -> KernelModule:
             platforms=platforms,
             precision=precision,
             projected=choice.projected,
+            lowered=_counted(count_programs(names, choice.schedule) or 0, note),
         )
     return KernelModule(
         model.trainable,
@@ -34,3 +40,14 @@ def build_module(plan: Plan, choice: Choice) -> KernelModule:
         behind=model.inputs,
         references=references,
     )
+
+
+def _counted(total: int, note: Note) -> Callable[[], None]:
+    """What tells, whenever it is called, of one program more."""
+    count = itertools.count(1)
+
+    def lowered() -> None:
+        done = next(count)
+        note(f"{done} of {total} programs", done, total)
+
+    return lowered

@@ -37,6 +37,7 @@ def lower(
     platforms: Sequence[str],
     precision: str = "float32",
     polymorphic_shapes: Sequence[Any] | None = None,
+    lowered: Callable[[], object] = lambda: None,
 ) -> Callable[..., Any]:
     """Returns `fn` as a TF function that XLA compiles once for each combination of shapes it is called with.
 
@@ -45,6 +46,7 @@ def lower(
       platforms: the platforms to lower for: cpu, cuda, rocm, tpu.
       precision: a key of the configuration's `PRECISIONS`; float64 makes the whole of `fn` see 64-bit types.
       polymorphic_shapes: as in `jax2tf.convert`; None if the shapes are those of the arguments.
+      lowered: called after each combination.
 
     Returns:
       A function of nests of tensors like the arguments, without gradient.
@@ -63,6 +65,7 @@ def lower(
             if op.type == "XlaCallModule":
                 module = stablehlo_in_version(op.get_attr("module"), STABLEHLO_VERSION)
                 set_attribute(op, "module", tf.compat.v1.AttrValue(s=module))
+        lowered()
         return result
 
     return traced_once(program, jit_compile=True)

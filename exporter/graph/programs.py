@@ -31,6 +31,7 @@ def functions_by_blocks(
     platforms: Sequence[str],
     precision: str,
     projected: ProjectedFeatures | None = None,
+    lowered: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Compute], References | None]:
     """How each signature is computed, and kernels with examples whose features are kept, unless it takes passes.
 
@@ -42,8 +43,9 @@ def functions_by_blocks(
       platforms: the platforms to lower for.
       precision: of matrix products, or float64 for everything.
       projected: what `ntk_features` returns.
+      lowered: called after each program.
     """
-    program = functools.partial(_Program, platforms=platforms, precision=precision)
+    program = functools.partial(_Program, platforms=platforms, precision=precision, lowered=lowered)
     parts = schedule.parts
     of_model, of_kernel = (
         Packing(variables, batch_axes=0) for variables in ((model.trainable, model.frozen), parts.variable_specs)
@@ -233,6 +235,7 @@ class _Program:
         precision: str,
         polymorphic_shapes: Sequence[Any] | None = None,
         results: Any = None,
+        lowered: Callable[[], object] = lambda: None,
     ) -> None:
         """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes.
 
@@ -240,7 +243,9 @@ class _Program:
         """
         with enable_x64(precision == "float64"):
             self._results = jax.eval_shape(fn, *specs) if results is None else results
-        self._run = lower(fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes)
+        self._run = lower(
+            fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes, lowered=lowered
+        )
 
     def __call__(self, *args: Any) -> Any:
         return self._run(*args)

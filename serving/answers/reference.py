@@ -19,6 +19,7 @@ from serving.dataset import features
 from serving.dataset.engine import Workers
 from serving.dataset.export import Export
 from serving.dataset.prepared import Prepared, Say
+from serving.shared.progress import waiting
 
 METHODS = ("auto", "exact", "features")
 NEEDED = {"exact": ("ntk", "ntk_diagonal"), "features": ("ntk_features",)}
@@ -82,9 +83,10 @@ def choose_method(method: str, exported: Exported, n: int, memory: int) -> str:
 def exact(exported: Exported, rows: Prepared, say: Say) -> Reference:
     """The examples by their kernel."""
     whole = exported.inputs(rows.data.read(0, rows.data.rows))
-    kernel = exported.symmetric(whole).numpy().astype(np.float64)
-    check_finite(kernel)
-    values, vectors = np.linalg.eigh((kernel + kernel.T) / 2)
+    with waiting(f"kernel of {rows.data.rows:,}"):
+        kernel = exported.symmetric(whole).numpy().astype(np.float64)
+        check_finite(kernel)
+        values, vectors = np.linalg.eigh((kernel + kernel.T) / 2)
     values = np.maximum(values, 0)
     coordinates = vectors * np.sqrt(values)
     say("kernel", f"{len(kernel):,} × {len(kernel):,}")

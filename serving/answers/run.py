@@ -25,6 +25,7 @@ from serving.dataset.export import Export, find_export
 from serving.dataset.prepared import Prepared, Say, prepare
 from serving.shared.exports import ManifestError, are_answers
 from serving.shared.manifest_signature import write_manifest
+from serving.shared.progress import waiting
 from serving.shared.staging import StagingError, stage_version
 
 
@@ -90,18 +91,19 @@ def run_fit(options: Options, say: Say) -> Path:
             of_all = reference.exact(exported, rows, say)
         else:
             of_all = reference.by_features(export, rows, store, workers, options.worker_memory, say)
-        made = fit(
-            exported,
-            of_all,
-            task,
-            output,
-            y,
-            rows.data.ids(),
-            ridge=options.ridge,
-            neighbors=options.neighbors,
-            keep=options.keep,
-            memory=options.memory,
-        )
+        with waiting("fit"):
+            made = fit(
+                exported,
+                of_all,
+                task,
+                output,
+                y,
+                rows.data.ids(),
+                ridge=options.ridge,
+                neighbors=options.neighbors,
+                keep=options.keep,
+                memory=options.memory,
+            )
         _say_ridge(made, of_all, say)
         version = _publish(options, export, exported, made, rows, others, say)
         for made_on_the_way in (store, outputs):
@@ -122,10 +124,12 @@ def _publish(
         with stage_version(options.output, "ntk-fit") as staging:
             module = AnswersModule(exported, made.similarities, made.fitted)
             names = list(module.signatures_to_save)
-            writing.write(module, exported, staging.path, exported.inputs(rows.data.read(0, 1)))
+            with waiting("write"):
+                writing.write(module, exported, staging.path, exported.inputs(rows.data.read(0, 1)))
             say("write", f"{writing.bytes_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
             examples = writing.examples(exported, rows.data.read(0, min(writing.EXAMPLES, rows.data.rows)))
-            verification = writing.verify(staging.path, exported, made, examples)
+            with waiting("verify"):
+                verification = writing.verify(staging.path, exported, made, examples)
             say("verify", f"within {verification.worst:.1e} of float64 on {verification.examples} examples")
             told = {
                 "export": export.digest,

@@ -19,7 +19,7 @@ from distributed.scheduler import KilledWorker
 from serving.dataset import jobs
 from serving.dataset.errors import DatasetError
 from serving.dataset.summary import Summary
-from serving.shared.progress import Progress
+from serving.shared.progress import Progress, waiting
 
 TRIES = 3
 _AHEAD = 2  # tasks for each worker: one that it works at, one that waits for it
@@ -171,7 +171,9 @@ def complete(
     if not total:
         return summary
     with registered(client, job):
-        say("workers", _loaded(client, job))
+        with waiting("load the export on the workers"):
+            loaded = _loaded(client, job)
+        say("workers", loaded)
         progress = Progress(title, total, True, unit="tiles")
         start = time.monotonic()
 

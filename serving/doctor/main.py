@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from serving.doctor.report import Check, Outcome, bad, table
+from serving.doctor.report import Check, Outcome, bad, show
 from serving.shared.command_line import CommandLine
+from serving.shared.progress import waiting
 
 _FLAGS = flags.FlagValues()
 _MODEL_NAME = flags.DEFINE_string("model_name", "default", "The model's name on the server.", flag_values=_FLAGS)
@@ -35,8 +36,9 @@ def main(argv: Sequence[str]) -> int:
     """Checks what the arguments name, and returns the exit code."""
     if len(argv) != 2:
         return _COMMAND.usage(f"expected one PATH or ADDRESS, received {', '.join(argv[1:]) or 'none'}")
-    checks = _check(argv[1])
-    print(table(checks, shutil.get_terminal_size((100, 24)).columns))
+    with waiting(f"check {argv[1]}"):
+        checks = _check(argv[1])
+    show(checks, sys.stdout, shutil.get_terminal_size((100, 24)).columns)
     return int(any(check.outcome is Outcome.BAD for check in checks))
 
 

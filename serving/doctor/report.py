@@ -6,6 +6,9 @@ import dataclasses
 import enum
 import textwrap
 from collections.abc import Sequence
+from typing import TextIO
+
+from serving.shared.terminal import console_of
 
 
 class Outcome(enum.Enum):
@@ -50,3 +53,24 @@ def table(checks: Sequence[Check], width: int) -> str:
         detail = textwrap.wrap(check.detail, max(width - len(start), 30)) or [""]
         lines += [start + detail[0], *(" " * len(start) + line for line in detail[1:])]
     return "\n".join(line.rstrip() for line in lines)
+
+
+_STYLES = {Outcome.GOOD: "green", Outcome.NOTE: "yellow", Outcome.BAD: "bold red"}
+
+
+def show(checks: Sequence[Check], stream: TextIO, width: int) -> None:
+    """Writes the table, in colour on a terminal."""
+    if not stream.isatty():
+        stream.write(table(checks, width) + "\n")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    coloured = Table.grid(padding=(0, 2, 0, 0))
+    coloured.add_column(no_wrap=True, style="bold")
+    coloured.add_column(no_wrap=True)
+    coloured.add_column(overflow="fold")
+    for check in checks:
+        outcome = Text(check.outcome.value, _STYLES[check.outcome])
+        coloured.add_row(Text(check.name), outcome, Text(check.detail))
+    console_of(stream, width).print(coloured)

@@ -16,7 +16,7 @@ from serving.dataset.export import Export, find_export
 from serving.dataset.model import Model
 from serving.report.errors import ReportError
 from serving.report.sample import take
-from serving.shared.progress import Progress
+from serving.shared.progress import Progress, waiting
 
 _REQUEST = 1 << 29  # bytes of one request's result
 _ROWS = 512  # of a request of independent rows
@@ -64,7 +64,8 @@ class Asked:
         n = _count(examples)
         pair = 8 * int(np.prod(self.export.manifest["kernel"]["shape"][2:], dtype=np.int64))
         if "ntk_symmetric" in self.export.signatures and n * n * pair <= _REQUEST:
-            kernel = self._reduced(self._model.call("ntk_symmetric", _side("x", examples))["ntk"])
+            with waiting(f"kernel of {n:,}"):
+                kernel = self._reduced(self._model.call("ntk_symmetric", _side("x", examples))["ntk"])
         else:
             kernel = self._by_rows(examples, max(1, _REQUEST // (n * pair)))
         if not np.all(np.isfinite(kernel)):

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
 from serving.shared.interruption import Terminated
 from serving.shared.suggest import did_you_mean
+from serving.shared.terminal import console_of
 
 USAGE = 2  # exit code
+_WIDTH = 100  # of the help
+_QUOTE = "'"
 _HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Flags that the help shows together.
+
+    Attributes:
+      title: above them.
+      helps: by their names what is said of them; "" for what the flag says itself.
+      example: a command that uses them.
+    """
+
+    title: str
+    helps: Mapping[str, str]
+    example: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +50,7 @@ class CommandLine:
         define flags of the same names.
       verbosity: of absl's logging unless --verbosity is given.
       footer: last line of the help.
+      groups: of all flags, absl's own that are worth it among them; without any the help is absl's.
     """
 
     name: str
@@ -38,6 +59,7 @@ class CommandLine:
     flags: flags.FlagValues
     verbosity: int = logging.WARNING
     footer: str = ""
+    groups: Sequence[Group] = ()
 
     def parse(self, argv: Sequence[str]) -> list[str]:
         """Parses the command's flags, then absl's; returns what is no flag, the program's name first.
@@ -45,7 +67,7 @@ class CommandLine:
         Ends the process after --help, and if a flag is unknown or has a wrong value.
         """
         if any(argument in _HELP for argument in argv[1:]):
-            print("\n\n".join(filter(None, [self.doc, self.flags.module_help(self.module), self.footer])))
+            self._help()
             sys.exit(0)
         self.flags.set_gnu_getopt(True)
         flags.FLAGS.set_gnu_getopt(True)
@@ -59,6 +81,31 @@ class CommandLine:
         if flags.FLAGS["verbosity"].using_default_value:
             logging.set_verbosity(self.verbosity)
         return rest
+
+    def _help(self) -> None:
+        """Prints it, on a terminal with titles and flags in colour."""
+        shown = "\n\n".join(map(self._of_group, self.groups)) or self.flags.module_help(self.module).strip("\n")
+        text = "\n\n".join(filter(None, [self.doc and self.doc.rstrip(), shown, self.footer]))
+        if not sys.stdout.isatty():
+            print(text)
+            return
+        from rich.text import Text
+
+        coloured = Text(text)
+        coloured.highlight_regex(r"(?m)^ +--[][\w]+", "cyan")
+        coloured.highlight_regex(r"(?m)^  \$ .*(\n    .*)*", "green")
+        coloured.highlight_words([f"{group.title}:" for group in self.groups], "bold")
+        console_of(sys.stdout).print(coloured, soft_wrap=True)
+
+    def _of_group(self, group: Group) -> str:
+        width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+        lines = [f"{group.title}:"]
+        for name, said in group.helps.items():
+            flag = (self.flags if name in self.flags else flags.FLAGS)[name]
+            default = "" if flag.default in (None, []) else f" (default: {str(flag.default_as_str).strip(_QUOTE)})"
+            told = f"--{'[no]' * flag.boolean}{name}: {said or ' '.join(flag.help.split())}{default}"
+            lines += textwrap.wrap(told, width, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
+        return "\n".join([*lines, f"  $ {group.example}"])
 
     def usage(self, message: object) -> int:
         """Says what is wrong with how the command was called; returns the exit code for it."""

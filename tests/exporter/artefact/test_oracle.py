@@ -23,12 +23,9 @@ from exporter.functionalize import functionalize
 from exporter.ntk.layerwise import contract, lowering, rules
 from exporter.ntk.reference import reference_ntk
 from exporter.plan.planning import make_plan
+from exporter.progress import silent
 
 TOO_MUCH = 1e20  # operations, for explicit Jacobians and for more than one example
-
-
-def silent(note):
-    pass
 
 
 def large(model, ntk, x, flops=5e10):

@@ -60,7 +60,11 @@ class Answering:
         self.results = results
 
     def start(self, *args):
-        return lambda: (self.results, {"load": 1.0})
+        def results(told):
+            told(1, 2)
+            return self.results, {"load": 1.0}
+
+        return results
 
 
 def answer(monkeypatch, results):
@@ -90,9 +94,13 @@ def right_kernel(plan, n=8):
 def test_tells_how_far_it_is(plan, answers):
     answers(ntk_symmetric=right_kernel(plan))
     notes = []
-    check(plan, None, note=notes.append)
-    assert notes[0] == "3 float64 gradients, 24 for a kernel"  # of 8 examples with 3 outputs
-    assert notes[-2:] == ["24 float64 gradients, 24 for a kernel", "the SavedModel, in a process of its own"]
+    check(plan, None, note=lambda *note: notes.append(note))
+    assert notes[0] == ("3 float64 gradients, 24 for a kernel", 3, 24)  # of 8 examples with 3 outputs
+    assert notes[-3:] == [
+        ("24 float64 gradients, 24 for a kernel", 24, 24),
+        ("the SavedModel, in a process of its own",),
+        ("1 of 2 calls of the SavedModel, in a process of its own", 1, 2),
+    ]
 
 
 # Written SavedModels

@@ -1,7 +1,9 @@
 """The command: its usage, its output, its exit codes, and that a failed export leaves nothing behind."""
 
+import contextlib
 import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import textwrap
 import warnings
 
 import pytest
+import rich.console  # noqa: F401  # it keeps the environment that it is imported in, which `invoke` replaces
 
 from exporter.command import main
 from serving.bundle import files
@@ -84,6 +87,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def xterm(monkeypatch):
+    """The environment of a terminal with colours."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.fixture
 def invoke(capsys, monkeypatch):
     """Runs the command in this process: invoke(*flags) returns exit code, stdout and stderr."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
@@ -106,6 +116,10 @@ def invoke(capsys, monkeypatch):
         signal.signal(number, handler)
 
 
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+ESCAPE = r"\x1b\[[0-9;?]*[A-Za-z]"
+HELP_OF_ABSL = {"help", "helpfull", "helpshort", "helpxml"}
+
 # As a terminal starts it, also where the tests run in the background, which has some signals ignored.
 START = """
 import os, signal, sys
@@ -115,20 +129,39 @@ os.execv(sys.executable, [sys.executable, "-m", "exporter", *sys.argv[1:]])
 """
 
 
-def command(*arguments, **options):
+def command(*arguments, environment=None, **options):
     """Starts the command in a process of its own."""
+    unwanted = ("TF_", "JAX_", "KERAS_", "NO_COLOR")
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("TF_", "JAX_", "KERAS_"))},
+        **{key: value for key, value in os.environ.items() if not key.startswith(unwanted)},
         "PYTHONPATH": str(pathlib.Path(main.__file__).parents[2]),
+        **(environment or {}),
     }
     return subprocess.Popen(
         [sys.executable, "-c", START, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         env=environment,
-        **options,
     )
+
+
+def on_terminal(*arguments, cwd, until=None, number=signal.SIGINT, **environment):
+    """Runs the command on a terminal; returns its exit code and all that it wrote.
+
+    Once it has written `until`, it gets the signal.
+    """
+    ours, theirs = pty.openpty()
+    names = {"COLUMNS": "100", "TERM": "xterm", **environment}
+    process = command(*arguments, cwd=cwd, environment=names, stdout=theirs, stderr=theirs, text=False)
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # EIO: it has ended
+        while part := os.read(ours, 4096):
+            written += part
+            if until is not None and until.encode() in written:
+                process.send_signal(number)
+                until = None
+    os.close(ours)
+    return process.wait(), written.decode()
 
 
 def left_behind(folder):
@@ -175,6 +208,30 @@ class TestUsage:
             "--verbosity",
         ):
             assert name in out
+
+    def test_help_in_groups(self, invoke):
+        """Each flag once, in a group that ends with an example whose flags there are."""
+        _, out, _ = invoke("--help")
+        assert "\x1b" not in out
+        assert max(map(len, out.splitlines())) <= 120
+        _, _, groups = out.partition("\n\nModel and configuration:\n")
+        told = [re.findall(r"^  --(?:\[no\])?(\w+):", group, re.MULTILINE) for group in groups.split("\n\n")]
+        assert told == [["model", "config", "set"], ["output", "bundle"], ["explain", "safe_mode"], ["verbosity"]]
+        assert {name for group in told for name in group} == {*main._FLAGS} - HELP_OF_ABSL | {"verbosity"}
+        assert re.findall(r"\n\n(\w[\w ]+):\n", out)[1:] == ["Output", "Checks", "Terminal"]
+        examples = re.findall(r"^  \$ (.*)$", out, re.MULTILINE)
+        assert len(examples) == 4
+        known = {*main._FLAGS, "verbosity", "nobundle"}
+        assert all(name in known for example in examples for name in re.findall(r"--(\w+)", example))
+
+    def test_help_on_a_terminal(self, xterm, invoke, monkeypatch):
+        _, expected, _ = invoke("--help")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        code, out, _ = invoke("--help")
+        assert code == 0
+        assert re.sub(ESCAPE, "", out) == expected
+        assert "\x1b[1mOutput:\x1b[0m" in out
+        assert "\x1b[36m  --model\x1b[0m" in out
 
     def test_flags_may_be_written_with_a_space(self, folder, invoke):
         code, _, err = invoke("--model", "models:nothing", "--output", "out", "--verbosity", "-1")
@@ -327,6 +384,19 @@ class TestExport:
         assert stages[-1].startswith("bundle ")
         assert left_behind(folder) == ["out"]
 
+    def test_success_on_a_terminal(self, folder):
+        """The running stage is shown, with a bar where parts are counted, and removed."""
+        flags = ("--model=models:good", "--output=out", "--set=export.signatures=[ntk]", "--set=export.platforms=[cpu]")
+        code, written = on_terminal(*flags, cwd=folder)
+        assert code == 0
+        assert written.count(HIDE) == written.count(SHOW) == 7
+        plain = re.sub(ESCAPE, "", written)
+        for counted in (r"lower .*programs", r"verify .*of \d+ calls"):
+            assert re.search(rf"{counted}.* ━.* s left", plain), counted
+        *_, bundle, path, end = re.sub(r".*\r\x1b\[1A\x1b\[2K|\r$", "", written, flags=re.MULTILINE).split("\n")
+        assert re.search(r"\x1b\[1;32mbundle", bundle)
+        assert (pathlib.Path(folder, path.rstrip("\r")), end) == (folder / "out" / "1", "")
+
     def test_files_of_the_bundle_that_were_changed(self, tmp_path, monkeypatch):
         written = files.Bundle(tmp_path, {"serve.sh": "a server with it ends", "compose.yaml": ""})
         monkeypatch.setattr(files, "write_bundle", lambda base_dir, options: written)
@@ -356,6 +426,17 @@ class TestExport:
         assert err == f"error: ended by {signal.Signals(number).name}\n"
         assert out.startswith("load            failed")
         assert not left_behind(folder)
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+    def test_signal_on_a_terminal(self, folder, number, code):
+        """The cursor is there again; without colours if they are not wanted."""
+        flags = ("--model=models:sleeps", "--output=out")
+        received, written = on_terminal(*flags, cwd=folder, until="sleeping", number=number, NO_COLOR="1")
+        assert received == code
+        assert written.count(HIDE) == written.count(SHOW) == 1
+        plain = re.sub(ESCAPE, "", written)
+        assert re.search(rf"load +failed: models:sleeps .*\r\nerror: ended by {number.name}\r\n$", plain)
+        assert not re.search(r"\x1b\[(\d+;)*3\dm", written)
 
     def test_sigterm_while_exporting(self, folder):
         process = command("--model=models:good", "--output=out", "--set=export.platforms=cpu", cwd=folder)

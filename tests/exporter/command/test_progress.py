@@ -2,11 +2,16 @@
 
 import io
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 
 from exporter.command.terminal import ConsoleProgress
 from exporter.progress import SilentProgress
+
+HIDE, SHOW, REMOVED = "\x1b[?25l", "\x1b[?25h", "\x1b[1A\x1b[2K"  # the cursor; and the line
 
 
 class Terminal(io.StringIO):
@@ -14,9 +19,23 @@ class Terminal(io.StringIO):
         return True
 
 
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def shown_soon(stream, pattern):
+    """It is written a few times a second."""
+    until = time.monotonic() + 10
+    while not re.search(pattern, plain(stream.getvalue())):
+        assert time.monotonic() < until, stream.getvalue()
+        time.sleep(0.02)
+
+
 @pytest.fixture(autouse=True)
 def _width(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 def test_a_line_per_stage_with_detail_and_seconds():
@@ -58,16 +77,76 @@ def test_failed_stage_is_shown_and_the_error_passes_through(error):
     assert re.fullmatch(r"verify          failed: 8 examples +0\.0 s", second)
 
 
-def test_terminal_shows_the_running_stage_and_overwrites_it():
+def test_terminal_shows_the_running_stage_and_removes_it(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
     with ConsoleProgress(stream).stage("lower") as note:
-        assert stream.getvalue() == "\r" + "lower           ...".ljust(39)
+        shown_soon(stream, "lower")
         note("x" * 100)
-        assert stream.getvalue().endswith("\rlower           " + "x" * 23)
+        shown_soon(stream, r"lower +x{5,}…")
+        assert "━" not in stream.getvalue()
+        note("3 programs", 3, 12)
+        shown_soon(stream, r"lower +3 .*━.*about \d+ s left")
+        note("12 programs", 12, 12)
+        shown_soon(stream, r"lower +12 .*━.*about 0 s left")
         note("cpu")
-    *_, blank, last = stream.getvalue().split("\r")
-    assert blank == " " * 39
-    assert re.fullmatch(r"lower           cpu +0\.0 s\n", last)
+        shown_soon(stream, r"\r[^ ] lower +cpu +\d s(\r|$)")  # no bar any more, and the spinner goes on
+        assert stream.getvalue().startswith(HIDE)
+        assert SHOW not in stream.getvalue()
+    live, _, last = stream.getvalue().rpartition(REMOVED)
+    assert live.endswith(SHOW + "\r")
+    assert re.fullmatch(r"lower           cpu +\d\.\d s\n", plain(last))
+    assert last != plain(last)
+    assert max(map(len, re.split("[\r\n]", plain(live)))) <= 80
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_cursor_comes_back_after_an_error(error):
+    stream = Terminal()
+    with pytest.raises(error), ConsoleProgress(stream).stage("verify"):
+        raise error
+    assert stream.getvalue().count(HIDE) == stream.getvalue().count(SHOW) == 1
+    assert re.fullmatch(r"verify          failed +\d\.\d s\n", plain(stream.getvalue().rpartition(REMOVED)[2]))
+
+
+def test_no_color(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    with ConsoleProgress(stream).stage("load"):
+        shown_soon(stream, "load")
+    assert not re.search(r"\x1b\[(?:\d+;)*3\dm", stream.getvalue())
+
+
+def test_no_escape_codes_in_a_pipe_that_asks_for_colours(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    with ConsoleProgress(stream).stage("load") as note:
+        note("some", 1, 2)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_the_running_stage_is_on_standard_error(monkeypatch):
+    out, err = io.StringIO(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with ConsoleProgress().stage("load"):
+        shown_soon(err, "load")
+    assert re.fullmatch(r"load +0\.\d s\n", out.getvalue())
+    assert err.getvalue().endswith(REMOVED)
+
+
+def test_a_pipe_needs_no_rich():
+    code = """
+import sys
+from exporter.command.main import *
+from exporter.command.terminal import ConsoleProgress
+import serving.client.client
+with ConsoleProgress().stage("load") as note: note("detail", 1, 2)
+assert "rich" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"load            detail +0\.0 s\n", done.stdout)
 
 
 def test_standard_output_is_the_default(capsys):

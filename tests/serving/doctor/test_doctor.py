@@ -1,8 +1,10 @@
 """What the doctor finds, in exports and in servers, and that it finds nothing in what is right."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import tensorflow as tf
 import serving
 from serving.client.model import VersionStatus
 from serving.doctor import main, results, saved_model, server
-from serving.doctor.report import Check, Outcome, bad, good, note, table
+from serving.doctor.report import Check, Outcome, bad, good, note, show, table
 from serving.shared.exports import MANIFEST
 from serving.shared.manifest_signature import write_manifest
 
@@ -311,3 +313,26 @@ def test_table():
     assert lines[2].startswith(" " * 18 + "word")
     assert lines[-2:] == ["b          WRONG  no", "c          ok"]
     assert all(len(line) <= 60 for line in lines)
+
+
+def test_table_in_colour(monkeypatch):
+    """On a terminal, without NO_COLOR; the same words as in a pipe."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    checks = [good("a", "fine [b]"), note("long name", "word " * 30), bad("b", "no")]
+
+    def shown(isatty):
+        stream = io.StringIO()
+        stream.isatty = lambda: isatty
+        show(checks, stream, 60)
+        return stream.getvalue()
+
+    assert shown(False) == table(checks, 60) + "\n"
+    coloured = shown(True)
+    for code, word in ((32, "ok"), (33, "note"), (31, "WRONG")):
+        assert re.search(rf"\x1b\[(1;)?{code}m{word}", coloured)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert all(len(line) <= 60 for line in plain.splitlines())
+    assert plain.split() == table(checks, 60).split()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[(1;)?3\dm", shown(True))
