@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.report.calibration import Reliability
+from serving.answers.quality import Reliability
 
 _SQUARE = {"scaleanchor": "x", "constrain": "domain"}
 _LABELS = 24  # of classes on an axis, at most
