@@ -65,12 +65,14 @@ def _of_classes(output: np.ndarray | None, labels: np.ndarray, answers: Answers 
         named.append((name, quality.reliability(probabilities, labels)))
     if not named:
         return Section("predictions", _TITLE, notes[0]), None
-    parts = [
-        f"{name} is right on {percent(one.accuracy)} of {len(labels):,} examples at a mean confidence of "
+    told = [
+        f" is right on {percent(one.accuracy)} of {len(labels):,} examples at a mean confidence of "
         f"{percent(one.confidence)}, with a calibration error of {percent(one.error)}"
-        for name, one in named
+        for _, one in named
     ]
-    sentence = "; ".join(parts)
+    same = len(told) == 2 and told[0] == told[1]
+    parts = [f"{name}{text}" for (name, _), text in zip(named, told, strict=True)]
+    sentence = f"{parts[0]}, and so is {named[1][0]}" if same else "; ".join(parts)
     first = named[0][1]
     gap = first.confidence - first.accuracy
     if len(named) == 1 and abs(gap) > 0.01:
@@ -174,6 +176,8 @@ def fit_section(answers: Answers) -> Section:
     if usable:
         low, high = (number(float(value), 3) for value in (losses.min(), losses.max()))
         sentence += f"; over the ridges that were tried leave-one-out loss goes from {low} to {high}"
+        if ridge == ridges.min():
+            sentence += ", with the least at the smallest: these references need none"
     figure = figures.ridge_curve(ridges.tolist(), losses.tolist(), float(ridge or 0)) if usable else None
     return Section(
         "fit",
