@@ -12,6 +12,6 @@
 | `sections`, `gallery`, `predictions` | all of these | sections: a sentence, a figure, a table | what is worth saying |
 | `page` | sections | one HTML file, `page.css` and `page.js` in it | HTML |
 
-Formulas of spectra are in `serving.shared.spectrum`, of accuracy and calibration in `serving.answers.quality`. Needs the
-extra ntk-exporter[report], and neither JAX nor Keras.
+Formulas of spectra are in `serving.shared.spectrum`, of accuracy and calibration in `serving.answers.quality`. Needs
+the extra ntk-exporter[report], and neither JAX nor Keras.
 """
