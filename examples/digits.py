@@ -1,10 +1,10 @@
-"""From real data to predictions with a neural tangent kernel, in four commands that are shown as they run.
+"""From real data to answers of a neural tangent kernel, in six commands that are shown as they run.
 
     python -m examples.digits demo
 
 Trains a small Keras CNN on scikit-learn's 1,797 handwritten digits (8x8 pixels), exports its kernel with `ntk-export`,
-uses the SavedModel in a process that cannot import JAX, and writes a page about it with `ntk-report`. All that is
-written lies in the given directory.
+uses the SavedModel in a process that cannot import JAX, fits answers to the training images with `ntk-fit`, asks them,
+and writes a page about all that with `ntk-report`. What is written lies in the given directory.
 """
 
 import argparse
@@ -23,28 +23,31 @@ ntk:
 export:
   platforms: [cpu, cuda]  # one SavedModel for both
 """
-_COMMANDS = {"exporter": "ntk-export", "serving.report.main": "ntk-report"}
+_COMMANDS = {"exporter": "ntk-export", "serving.answers.main": "ntk-fit", "serving.report.main": "ntk-report"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the four commands; returns the exit code of the first that fails, else 0."""
+    """Runs the six commands; returns the exit code of the first that fails, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", nargs="?", default="demo", help="directory for all that is written")
     parser.add_argument("--epochs", type=int, default=10, help="of training the network")
     parser.add_argument("--examples", type=int, default=500, help="training examples of the kernel regression")
+    parser.add_argument("--references", type=int, help="training images that answers know; all by default")
     parser.add_argument("--set", action="append", default=[], help="as of ntk-export, which it is passed to")
     args = parser.parse_args(argv)
     start = time.monotonic()
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     model, config, base_dir, data = (output / name for name in ("digits.keras", "ntk.yaml", "digits_ntk", "digits.npz"))
+    train, test, answers = (output / name for name in ("digits_train.npz", "digits_test.npz", "digits_answers"))
+    references = [f"--references={args.references}"] if args.references else []
     config.write_text(CONFIG, encoding="utf-8")
     overrides = [f"--set={override}" for override in args.set]
     steps: tuple[tuple[str, str, list[object]], ...] = (
         (
             "Train a small Keras CNN on scikit-learn's digits",
             "examples.digits_train",
-            [output, f"--epochs={args.epochs}"],
+            [output, f"--epochs={args.epochs}", *references],
         ),
         (
             "Export its neural tangent kernel as a SavedModel",
@@ -57,9 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             [base_dir, data, f"--examples={args.examples}"],
         ),
         (
-            "Write a page about the kernel of the test images",
+            "Fit answers to the training images",
+            "serving.answers.main",
+            [f"--export={base_dir}", f"--data={train}", f"--output={answers}", f"--holdout={test}"],
+        ),
+        (
+            "Ask them of test images, again without what made them",
+            "examples.digits_answers",
+            [answers, test, train],
+        ),
+        (
+            "Write a page about kernel and answers",
             "serving.report.main",
-            [f"--export={base_dir}", f"--data={output / 'digits_test.npz'}", f"--output={output / 'report.html'}"],
+            [
+                f"--export={base_dir}",
+                f"--data={test}",
+                f"--answers={answers}",
+                f"--references={train}",
+                f"--output={output / 'report.html'}",
+            ],
         ),
     )
     for number, (title, module, arguments) in enumerate(steps, 1):

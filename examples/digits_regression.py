@@ -5,22 +5,20 @@
 Everything that made the SavedModel is blocked first, so that this runs as on a machine that has never heard of it.
 """
 
-import sys
+from examples import BLOCKED, block, imported
 
-BLOCKED = ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "exporter")
 if __name__ == "__main__":
-    for name in BLOCKED:
-        sys.modules[name] = None  # type: ignore[assignment]  # makes importing it an ImportError
+    block()
 
-# Imports come after the blocking, hence E402.
-import argparse  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import tensorflow as tf
 
 RIDGE = 1e-3  # added to the kernel's diagonal, relative to its mean
 CLASSES = 10
@@ -36,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with np.load(args.data) as file:
         data = dict(file.items())
 
-    path = max((p for p in args.base_dir.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    path = newest(args.base_dir)
     model = timed("load", lambda: tf.saved_model.load(str(path)))
     show_block(model, data)
 
@@ -57,10 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{'predictor':<42} {'images trained on':>18} {'test accuracy':>14}")
     for name, count, scores in rows:
         print(f"{name:<42} {count:>18} {np.mean(np.argmax(scores, 1) == y_test):>14.1%}")
-    loaded = [name for name in BLOCKED if sys.modules.get(name) is not None]
-    print(f"\nimported here of {', '.join(BLOCKED)}: {', '.join(loaded) or 'nothing'}")
+    print(f"\nimported here of {', '.join(BLOCKED)}: {imported()}")
     print(f"the SavedModel lies in {path}", flush=True)
     return 0
+
+
+def newest(base_dir: Path) -> Path:
+    """The newest version below a model base directory."""
+    return max((path for path in base_dir.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def show_block(model: Any, data: dict[str, np.ndarray]) -> None:

@@ -4,7 +4,8 @@
 
 Writes `digits.keras`, and `digits.npz` with the images and labels (`x_train`, `y_train`, `x_test`, `y_test`) and the
 kernel of four test with four training images by explicit Jacobians in float64 (`block_x1`, `block_x2`,
-`block_ntk`, and their `block_digits`); and `digits_test.npz`, the test images again as commands take data: `x`, `y`.
+`block_ntk`, and their `block_digits`); and `digits_train.npz` and `digits_test.npz`, the images again as commands take
+data: `x`, `y`.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="directory for the files")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--references", type=int, help="images in digits_train.npz; all by default")
     args = parser.parse_args(argv)
 
     data = digits()
@@ -44,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ntk = reference_ntk(functional.apply_fn, functional.trainable, functional.frozen, (x1,), (x2,))
     data |= {"block_x1": x1, "block_x2": x2, "block_ntk": ntk, "block_digits": np.array(BLOCK_DIGITS)}
     np.savez(args.output / "digits.npz", **data)  # type: ignore[arg-type]  # numpy takes the keywords for its own
-    np.savez(args.output / "digits_test.npz", x=data["x_test"], y=data["y_test"])
-    written = (args.output / name for name in ("digits.keras", "digits.npz", "digits_test.npz"))
+    for part, count in (("train", args.references), ("test", None)):
+        np.savez(args.output / f"digits_{part}.npz", x=data[f"x_{part}"][:count], y=data[f"y_{part}"][:count])
+    written = (args.output / name for name in ("digits.keras", "digits.npz", "digits_train.npz", "digits_test.npz"))
     print(f"written: {', '.join(map(str, written))}", flush=True)
     return 0
 

@@ -43,7 +43,7 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
 
     After each epoch that is measured, `history.history` has, and TensorBoard shows, of the kernel K (n, n) in inference
     mode: `ntk_top_eigenvalue`, the largest; `ntk_mean_diagonal`, tr K / n; `ntk_effective_dimension`,
-    tr K (K + λ)⁻¹ with λ = ridge · tr K / n; `ntk_change`, |K - K₀| / |K₀| since the start; and with targets
+    tr K (K + λ)⁻¹ with λ = ridge · tr K; `ntk_change`, |K - K₀| / |K₀| since the start; and with targets
     `ntk_alignment`, the cosine between K and Y Yᵀ, both centred (`serving.shared.spectrum`). For an epoch that is not
     measured, and once the kernel is not finite, they are NaN. Callbacks that stand behind it in `callbacks` see them
     too. TensorBoard also shows a histogram of the eigenvalues and a picture of K, and the start, as step 0; a step is
@@ -84,7 +84,7 @@ class NtkCallback(keras.callbacks.Callback, tf_keras.callbacks.Callback):
           seed: of the sample.
           budget: part of the time of training that measuring may take at most. What does not fit is skipped and, if
             not even one measurement fits the run, measured on fewer examples; both is said by a warning. None for any.
-          ridge: of the effective dimension, in means of the kernel's diagonal.
+          ridge: of the effective dimension, as a part of the kernel's trace.
           ntk: which kernel; by default that of all trainable variables, averaged over the last axis of the output.
           memory: bytes that intermediate values may take.
 

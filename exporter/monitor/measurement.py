@@ -17,7 +17,7 @@ class Measurement:
       epochs: how many epochs were trained before; 0 is the start.
       eigenvalues: (n,) of the kernel, largest first.
       mean_diagonal: tr K / n.
-      effective_dimension: tr K (K + λ)⁻¹ with λ = ridge · mean_diagonal.
+      effective_dimension: tr K (K + λ)⁻¹ with λ = ridge · tr K.
       alignment: with the targets, 0 to 1; None without targets.
       change: |K - K₀| / |K₀| since the start.
     """
@@ -50,18 +50,18 @@ def measure(
       kernel: (n, n).
       start: the same before the training.
       targets: (n, k); None without.
-      ridge: of the effective dimension, in means of the diagonal.
+      ridge: of the effective dimension, of the kernel's trace.
       epochs: how many were trained before.
     """
     if not np.all(np.isfinite(kernel)):
         nan = float("nan")
         return Measurement(epochs, np.full(len(kernel), nan), nan, nan, None if targets is None else nan, nan)
-    values, mean = spectrum.eigenvalues(kernel), spectrum.mean_diagonal(kernel)
+    values = spectrum.eigenvalues(kernel)
     return Measurement(
         epochs=epochs,
         eigenvalues=values,
-        mean_diagonal=mean,
-        effective_dimension=spectrum.effective_dimension(values, ridge * mean) if mean > 0 else 0.0,
+        mean_diagonal=spectrum.mean_diagonal(kernel),
+        effective_dimension=spectrum.effective_dimension(values, ridge),
         alignment=None if targets is None else spectrum.target_alignment(kernel, targets),
         change=spectrum.relative_change(kernel, start),
     )

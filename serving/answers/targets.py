@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from serving.answers.errors import FitError
+from serving.shared.spectrum import classes_of
 
 KINDS = ("classes", "numbers")
 NETWORKS = ("logits", "probabilities", "numbers")
@@ -107,9 +108,14 @@ def find_task(data: str, y: np.ndarray, output: np.ndarray, kind: str = "auto", 
         raise FitError(
             f"{data}: expected a network of logits or probabilities for classes, received --network=numbers."
         )
+    return task_of_classes(output, network)
+
+
+def task_of_classes(output: np.ndarray, network: str = "auto") -> Task:
+    """Classes of what the network (n, O) gives: probabilities, if they are all between 0 and 1 and of sum 1."""
     if network == "auto":
         network = "probabilities" if _are_probabilities(output) else "logits"
-    return Task(kind, network, outputs)
+    return Task("classes", network, output.shape[1])
 
 
 def as_task(data: str, y: np.ndarray, task: Task) -> np.ndarray:
@@ -131,8 +137,7 @@ def as_task(data: str, y: np.ndarray, task: Task) -> np.ndarray:
 def _classes(y: np.ndarray, outputs: int) -> np.ndarray | None:
     """(n,) classes, if the targets can be such."""
     if y.ndim == 2 and outputs > 1 and y.shape[1] == outputs:
-        one_hot = np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all()
-        return y.argmax(1) if one_hot else None
+        return classes_of(y)
     if y.shape[1:] not in ((), (1,)):
         return None
     flat = y.reshape(len(y))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.report.calibration import Reliability
+from serving.answers.quality import Reliability
 
 _SQUARE = {"scaleanchor": "x", "constrain": "domain"}
 _LABELS = 24  # of classes on an axis, at most
@@ -271,7 +271,8 @@ def reliabilities(named: Sequence[tuple[str, Reliability]]) -> Figure:
             "showlegend": False,
         }
     ]
-    for (name, one), colour in zip(named, ("@accent", "@second"), strict=False):
+    looks = (("@accent", "circle", "solid"), ("@second", "circle-open", "dot"))  # both seen where they are the same
+    for (name, one), (colour, symbol, dash) in zip(named, looks, strict=False):
         size = 6 + 18 * np.sqrt(one.counts / one.counts.sum())
         data.append(
             {
@@ -284,8 +285,8 @@ def reliabilities(named: Sequence[tuple[str, Reliability]]) -> Figure:
                     [int(count), f"{low:.2f} to {high:.2f}"]
                     for count, (low, high) in zip(one.counts, one.edges, strict=True)
                 ],
-                "marker": {"size": size.tolist(), "color": colour, "opacity": 0.85},
-                "line": {"color": colour, "width": 1.5},
+                "marker": {"size": size.tolist(), "color": colour, "symbol": symbol, "line": {"width": 1.5}},
+                "line": {"color": colour, "width": 1.5, "dash": dash},
                 "hovertemplate": f"{name}, confidence %{{customdata[1]}}<br>%{{customdata[0]}} examples: mean "
                 "confidence %{x:.3f}<br>right: <b>%{y:.1%}</b><extra></extra>",
             }
@@ -359,12 +360,13 @@ def histogram(values: np.ndarray, title: str, bounds: tuple[float, float], bins:
 def ridge_curve(ridges: Sequence[float], losses: Sequence[float], chosen: float) -> Figure:
     """Leave-one-out loss by ridge."""
     curve = _curve(np.asarray(ridges), np.asarray(losses), "ridge %{x:.2e}<br>loss <b>%{y:.4g}</b><extra></extra>")
+    steep = 0 < 10 * min(losses) < max(losses)
     line = {"type": "line", "x0": chosen, "x1": chosen, "yref": "paper", "y0": 0, "y1": 1}
     return Figure(
         [curve],
         {
             "xaxis": {"type": "log", "title": {"text": "ridge"}, "exponentformat": "power", "dtick": 1},
-            "yaxis": {"title": {"text": "leave-one-out loss"}},
+            "yaxis": {"title": {"text": "leave-one-out loss"}} | ({"type": "log", "dtick": 1} if steep else {}),
             "shapes": [line | {"line": {"color": "@second", "width": 1.5, "dash": "dot"}}] if chosen > 0 else [],
         },
         height=260,

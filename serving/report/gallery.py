@@ -22,6 +22,7 @@ ODD = 3  # of these, such whose nearest is of another class
 NEIGHBOURS = 8
 _NEAR = 0.1  # largest difference of a similarity from the kernel's cosine: features of 4,096 numbers are within 0.06
 _NOVEL = 8
+_WEIGHT = "+.2g"  # how weights are written
 _TEXTS = 4  # neighbours of an example, where they are no images
 
 Cosines = Callable[[Rows], np.ndarray]
@@ -58,10 +59,10 @@ def label_of(targets: Targets | None, place: int) -> str:
     return "y = " + ", ".join(f"{value:.3g}" for value in targets.matrix[place, :3])
 
 
-def card(content: str, label: str, more: str, name: str, odd: bool = False) -> str:
-    """An example: what it looks like, its target, and a number; `odd` ones stand out."""
+def card(content: str, label: str, more: str, name: str, odd: bool = False, sign: str = "≠") -> str:
+    """An example: what it looks like, its target, and a number; `odd` ones stand out, with a sign."""
     strong = f"<b>{html.escape(label)}</b>" if label else ""
-    mark = '<span class="sign" title="another class">≠</span> ' if odd else ""
+    mark = f'<span class="sign" title="another class">{sign}</span> ' if odd and sign else ""
     caption = " ".join(filter(None, [mark + strong, html.escape(more)]))
     odd_class = " odd" if odd else ""
     return (
@@ -237,14 +238,16 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
     support_ids, weights = answers.support(asked)
     found = find_references(shown, asked, near_ids, similarities, support_ids, cosines_of)
 
-    def of_reference(key: object, text: str, k: int) -> str:
+    def of_reference(key: object, value: float, form: str, k: int) -> str:
+        text, against = f"{value:{form}}", value < 0
         if key not in found.places or found.examples is None:
-            return card(f'<span class="values">{html.escape(str(key))}</span>', "", text, str(key))
+            return card(f'<span class="values">{html.escape(str(key))}</span>', "", text, str(key), against, "")
         place = found.places[key]
-        label = label_of(found.targets, place)
+        content, label = shown.pictures.show(found.examples, place), label_of(found.targets, place)
+        if form == _WEIGHT:
+            return card(content, label, text, str(key), against, "")
         labels = shown.targets.labels if shown.targets is not None else None
-        odd = labels is not None and label != "" and label != str(labels[k])
-        return card(shown.pictures.show(found.examples, place), label, text, str(key), odd)
+        return card(content, label, text, str(key), labels is not None and label not in ("", str(labels[k])))
 
     def section(
         key: str, title: str, sentence: str, ids: np.ndarray, values: np.ndarray, form: str, note: str
@@ -252,7 +255,7 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
         rows, table = [], []
         for k, own, of in zip(chosen.tolist(), ids.tolist(), values.tolist(), strict=True):
             pairs = list(zip(own, of, strict=True))
-            rows.append((shown.card(k), [of_reference(i, f"{v:{form}}", k) for i, v in pairs[:NEIGHBOURS]]))
+            rows.append((shown.card(k), [of_reference(i, v, form, k) for i, v in pairs[:NEIGHBOURS]]))
             table += [(sample.names[k], label_of(shown.targets, k), str(i), f"{v:.6g}") for i, v in pairs]
         head = ("example", "target", "reference", "similarity" if key == "references" else "weight")
         return Section(
@@ -267,7 +270,7 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
     references = answers.recorded.get("references")
     among = f" among {references:,} references" if isinstance(references, int) else ""
     best = float(np.median(similarities[:, 0])) if similarities.size else float("nan")
-    against = float(np.mean(np.any(weights < 0, axis=1))) if weights.size else 0.0
+    favour = float(np.mean(weights > 0)) if weights.size else 0.0
     heaviest = float(np.median(np.abs(weights[:, 0]))) if weights.size else float("nan")
     return [
         section(
@@ -282,12 +285,13 @@ def answers_sections(shown: Shown, answers: Answers, chosen: np.ndarray, cosines
         section(
             "support",
             "Supporting examples",
-            f"The largest weight of a reference has an absolute value of {number(heaviest, 3)} (median of these); "
-            f"{percent(against, 0)} of those shown have references that speak against it (weights below 0).",
+            f"Of the references that a prediction rests on most {percent(favour, 0)} speak for it and the others, with "
+            f"weights below 0, against it; the largest weight is {number(heaviest, 3)} (median of those shown).",
             support_ids,
             weights,
-            "+.2g",
-            "By the answers' signature support: what each reference adds to the predicted output, k(x, xᵢ) αᵢ.",
+            _WEIGHT,
+            "By the answers' signature support: what each reference adds to the predicted output, k(x, xᵢ) αᵢ. Marked "
+            "are those that speak against it.",
         ),
         novelty_section(shown, answers),
     ]
@@ -311,10 +315,16 @@ def novelty_section(shown: Shown, answers: Answers) -> Section:
         "novelty",
         "Novelty",
         sentence,
-        [("novelty of the examples", figures.histogram(novelty, "novelty", (0.0, 1.0)))],
+        [("novelty of the examples", figures.histogram(novelty, "novelty", (0.0, _upper(novelty))))],
         body=f'<div class="{_kind(shown.pictures.images)}"><div class="others">{cards}</div></div>',
         notes=[
             "Below the histogram the most novel examples. A wrong label is not novel: novelty knows of inputs only."
         ],
         tables=[Table("Most novel", ("example", "target", "novelty", "variance"), rows)],
     )
+
+
+def _upper(novelty: np.ndarray) -> float:
+    """The end of an axis: 1, or where all are small a tenth, a fiftieth, ... that is above."""
+    largest = float(novelty.max())
+    return next((end for end in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if largest < end), 1.0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
+
+from serving.shared.spectrum import centred_alignment
 
 
 def cosine(kernel: np.ndarray) -> np.ndarray:
@@ -65,80 +66,23 @@ def means_between(cosines: np.ndarray, indicator: np.ndarray) -> np.ndarray:
     return np.divide(sums, pairs, out=np.full_like(sums, np.nan), where=pairs > 0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Spectrum:
-    """Eigenvalues of a symmetric positive semidefinite matrix.
-
-    Attributes:
-      values: descending; those that rounding made negative are 0.
-      smallest: before.
-    """
-
-    values: np.ndarray
-    smallest: float
-
-    @property
-    def trace(self) -> float:
-        """Their sum."""
-        return float(self.values.sum())
-
-    def effective_dimension(self, ridge: float) -> float:
-        """tr K (K + λ)⁻¹: how many directions a ridge λ leaves free."""
-        if ridge <= 0:
-            return float(np.count_nonzero(self.values))
-        return float(np.sum(self.values / (self.values + ridge)))
-
-    @property
-    def participation(self) -> float:
-        """(Σ μ)² / Σ μ²: how many equal eigenvalues are as spread."""
-        squares = float(np.sum(self.values**2))
-        return self.trace**2 / squares if squares else 0.0
-
-    def holding(self, part: float) -> int:
-        """How many of the largest add up to that part of the trace."""
-        if not self.trace:
-            return 0
-        return int(np.searchsorted(np.cumsum(self.values) / self.trace, part - 1e-12) + 1)
+def participation(values: np.ndarray) -> float:
+    """(Σ μ)² / Σ μ² of eigenvalues μ ≥ 0: how many equal ones are as spread."""
+    squares = float(np.sum(values**2))
+    return float(values.sum()) ** 2 / squares if squares else 0.0
 
 
-def spectrum(kernel: np.ndarray) -> Spectrum:
-    """Of a symmetric matrix, in float64."""
-    wide = kernel.astype(np.float64)
-    values = np.linalg.eigvalsh((wide + wide.T) / 2)[::-1]
-    return Spectrum(np.maximum(values, 0.0), float(values[-1]))
-
-
-def centred(kernel: np.ndarray) -> np.ndarray:
-    """float64 H K H with H = 1 - 11ᵀ/n: the kernel of features whose mean is taken off."""
-    wide = kernel.astype(np.float64)
-    rows, columns = wide.mean(1), wide.mean(0)
-    wide -= rows[:, None]
-    wide -= columns
-    wide += rows.mean()
-    return wide
-
-
-def alignment(centred_kernel: np.ndarray, matrix: np.ndarray, norm: float | None = None) -> float:
-    """⟨K, Y Yᵀ⟩ / (|K| |Y Yᵀ|) of a centred kernel and targets, which are centred here; NaN if either is 0.
-
-    Cortes, Mohri, Rostamizadeh 2012, https://jmlr.org/papers/v13/cortes12a.html, definition 4.
-
-    Args:
-      centred_kernel: (n, n).
-      matrix: (n, outputs).
-      norm: of the kernel, if it is known.
-    """
-    y = matrix - matrix.mean(0)
-    norm = float(np.linalg.norm(centred_kernel)) if norm is None else norm
-    scale = norm * float(np.linalg.norm(y.T @ y))
-    return float(np.sum(y * (centred_kernel @ y))) / scale if scale > 0 else float("nan")
+def holding(values: np.ndarray, part: float) -> int:
+    """How many of the eigenvalues, which descend, add up to that part of their sum."""
+    total = float(values.sum())
+    return int(np.searchsorted(np.cumsum(values) / total, part - 1e-12) + 1) if total else 0
 
 
 def shuffled_alignments(centred_kernel: np.ndarray, matrix: np.ndarray, times: int, seed: int = 0) -> np.ndarray:
     """Alignments with the same targets given to other examples at random."""
     rng = np.random.default_rng(seed)
     norm = float(np.linalg.norm(centred_kernel))
-    return np.array([alignment(centred_kernel, rng.permutation(matrix), norm) for _ in range(times)])
+    return np.array([centred_alignment(centred_kernel, rng.permutation(matrix), norm) for _ in range(times)])
 
 
 def neighbours(cosines: np.ndarray, count: int) -> np.ndarray:

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from serving.report import calibration, figures
+from serving.answers import quality
+from serving.answers.targets import task_of_classes
+from serving.report import figures
 from serving.report.answers import Answers
 from serving.report.section import Section, Table, counted, number, percent
 from serving.report.targets import Targets
 
 _DRAWN = 1000  # marks
 _TITLE = "Predictions"
-_NORMAL = {1: math.erf(1 / math.sqrt(2)), 2: math.erf(2 / math.sqrt(2))}
+_NORMAL = {"1": math.erf(1 / math.sqrt(2)), "2": math.erf(2 / math.sqrt(2))}
 
 
 def predictions_section(
@@ -49,34 +51,34 @@ def _left_out(why: str) -> Section:
 
 
 def _of_classes(output: np.ndarray | None, labels: np.ndarray, answers: Answers | None) -> tuple[Section, str | None]:
-    named: list[tuple[str, calibration.Reliability]] = []
+    named: list[tuple[str, quality.Reliability]] = []
     notes = []
-    kind = answers.recorded.get("network_output") if answers is not None else None
-    for name, values in (("predict", answers.mean if answers is not None else None), ("the network", output)):
-        if values is None:
+    given = {"predict": answers.mean} if answers is not None else {}
+    if output is not None:
+        task = task_of_classes(output, "auto" if answers is None else answers.recorded.get("network_output", "auto"))
+        given["the network"] = task.probabilities(task.logits(output))
+    for name, probabilities in given.items():
+        classes = max(2, probabilities.shape[1])
+        if labels.min() < 0 or labels.max() >= classes:
+            notes.append(f"Of {name} left out: y has classes {labels.min()} to {labels.max()}, it has {classes}.")
             continue
-        form = "probabilities" if name == "predict" else kind
-        probabilities = calibration.probabilities_of(values, form)
-        if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-            notes.append(
-                f"Of {name} left out: y has classes {labels.min()} to {labels.max()}, it has {probabilities.shape[1]}."
-            )
-            continue
-        named.append((name, calibration.reliability(probabilities, labels)))
+        named.append((name, quality.reliability(probabilities, labels)))
     if not named:
         return Section("predictions", _TITLE, notes[0]), None
-    parts = [
-        f"{name} is right on {percent(one.accuracy)} of {len(labels):,} examples at a mean confidence of "
+    told = [
+        f" is right on {percent(one.accuracy)} of {len(labels):,} examples at a mean confidence of "
         f"{percent(one.confidence)}, with a calibration error of {percent(one.error)}"
-        for name, one in named
+        for _, one in named
     ]
-    sentence = "; ".join(parts)
+    same = len(told) == 2 and told[0] == told[1]
+    parts = [f"{name}{text}" for (name, _), text in zip(named, told, strict=True)]
+    sentence = f"{parts[0]}, and so is {named[1][0]}" if same else "; ".join(parts)
     first = named[0][1]
     gap = first.confidence - first.accuracy
     if len(named) == 1 and abs(gap) > 0.01:
         sentence += f": it is too {'sure' if gap > 0 else 'cautious'}"
     notes += [
-        f"Expected calibration error: the mean |accuracy - confidence| over {calibration.BINS} bins of confidence, "
+        f"Expected calibration error: the mean |accuracy - confidence| over {quality.BINS} bins of confidence, "
         "weighed by their examples. A mark's area goes with them; on the dotted line confidence is right.",
         "It is of these examples: on those that a network was trained on it looks better than it is.",
     ]
@@ -88,7 +90,7 @@ def _of_classes(output: np.ndarray | None, labels: np.ndarray, answers: Answers 
         )
     ]
     summary = [
-        (name, f"{one.accuracy:.5f}", f"{one.confidence:.5f}", f"{one.error:.5f}", f"{one.loss:.5f}")
+        (name, f"{one.accuracy:.5f}", f"{one.confidence:.5f}", f"{one.error:.5f}", f"{one.nll:.5f}")
         for name, one in named
     ]
     section = Section(
@@ -122,7 +124,7 @@ def _of_numbers(
     spread = float(np.sqrt(np.mean((targets - targets.mean(0)) ** 2)))
     parts = []
     for name, values in usable.items():
-        error = float(np.sqrt(np.mean((values - targets) ** 2)))
+        error = quality.of_numbers(values, targets)["rmse"]
         rows.append((f"root mean square error of {name}", number(error, 6)))
         parts.append(f"{name} is off by {number(error, 3)}")
     rows.append(("standard deviation of y", number(spread, 6)))
@@ -130,8 +132,9 @@ def _of_numbers(
     mean = next(iter(usable.values()))
     deviation = np.zeros(len(mean))
     if answers is not None and "predict" in usable:
-        deviation = np.sqrt(np.maximum(answers.variance.astype(np.float64), 0))
-        within = {k: calibration.coverage(mean, deviation, targets, k) for k in _NORMAL}
+        variance = np.maximum(answers.variance.astype(np.float64), 0)
+        deviation = np.sqrt(variance)
+        within = quality.of_numbers(mean, targets, variance)["coverage"]
         sentence += "; within 1 and 2 standard deviations are " + " and ".join(
             f"{percent(within[k])} (normal: {percent(_NORMAL[k])})" for k in _NORMAL
         )
@@ -173,6 +176,8 @@ def fit_section(answers: Answers) -> Section:
     if usable:
         low, high = (number(float(value), 3) for value in (losses.min(), losses.max()))
         sentence += f"; over the ridges that were tried leave-one-out loss goes from {low} to {high}"
+        if ridge == ridges.min():
+            sentence += ", with the least at the smallest: these references need none"
     figure = figures.ridge_curve(ridges.tolist(), losses.tolist(), float(ridge or 0)) if usable else None
     return Section(
         "fit",

@@ -11,10 +11,11 @@ import numpy as np
 from serving.report import figures, numbers
 from serving.report.section import Section, Table, counted, listed, number, percent
 from serving.report.targets import Targets
+from serving.shared import spectrum
+from serving.shared.spectrum import RIDGE
 
 DRAWN = 240  # rows of the heat map, about; more are means
 SPECTRUM = 2000  # examples whose eigenvalues are computed at most
-RIDGE = 1e-3  # λ of the effective dimension that is told, relative to the trace
 _RIDGES = np.logspace(0, -7, 29)
 _SHUFFLES = 20
 _CLASSES = 60
@@ -191,34 +192,36 @@ def spectrum_section(kernel: np.ndarray) -> tuple[Section, str]:
             f"Of {SPECTRUM:,} of the {n:,} examples, drawn at random: eigenvalues take the cube of the number."
         )
     used = len(kernel)
-    of = numbers.spectrum(kernel)
-    if not of.trace:
+    raw = spectrum.eigenvalues(kernel)
+    values, smallest = np.maximum(raw, 0.0), float(raw[-1])
+    trace = float(values.sum())
+    if not trace:
         return Section("spectrum", "Spectrum", "All eigenvalues are 0: no variable moves any output.", notes=notes), "0"
-    dimension = of.effective_dimension(RIDGE * of.trace)
-    dimensions = np.array([of.effective_dimension(ridge * of.trace) for ridge in _RIDGES])
-    half, most = of.holding(0.5), of.holding(0.95)
+    dimension = spectrum.effective_dimension(values)
+    dimensions = np.array([spectrum.effective_dimension(values, ridge) for ridge in _RIDGES])
+    half, most = numbers.holding(values, 0.5), numbers.holding(values, 0.95)
     sentence = (
-        f"The largest eigenvalue holds {percent(of.values[0] / of.trace)} of the trace, "
+        f"The largest eigenvalue holds {percent(values[0] / trace)} of the trace, "
         f"{counted(half, 'eigenvalue')} half of it and {most:,} of {used:,} hold 95%. With λ = {RIDGE:g} of the "
         f"trace the effective dimension tr K(K + λ)⁻¹ is {dimension:,.1f}."
     )
-    if of.smallest < -1e-6 * of.values[0]:
-        part = percent(-of.smallest / of.values[0], 4)
-        notes.append(f"The smallest eigenvalue is {of.smallest:.2g}, more than rounding: {part} of the largest.")
+    if smallest < -1e-6 * values[0]:
+        part = percent(-smallest / values[0], 4)
+        notes.append(f"The smallest eigenvalue is {smallest:.2g}, more than rounding: {part} of the largest.")
     rounding = 1e-7 if kernel.dtype == np.float32 else 1e-15
     notes.append(
-        f"float64 eigenvalues of a {kernel.dtype} kernel: below about {rounding * of.values[0] / of.trace:.0e} of the "
+        f"float64 eigenvalues of a {kernel.dtype} kernel: below about {rounding * values[0] / trace:.0e} of the "
         "trace they are rounding, and not drawn."
     )
     ranks = sorted({k for k in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, used) if k <= used})
-    held = np.cumsum(of.values) / of.trace
+    held = np.cumsum(values) / trace
     return (
         Section(
             "spectrum",
             "Spectrum",
             sentence,
             [
-                ("eigenvalues", figures.spectrum(of.values, rounding * of.values[0])),
+                ("eigenvalues", figures.spectrum(values, rounding * values[0])),
                 ("effective dimension", figures.effective_dimension(_RIDGES, dimensions, RIDGE, dimension)),
             ],
             notes=notes,
@@ -227,23 +230,18 @@ def spectrum_section(kernel: np.ndarray) -> tuple[Section, str]:
                     "Eigenvalues",
                     ("rank", "eigenvalue", "share of the trace", "held together"),
                     [
-                        (
-                            f"{k}",
-                            f"{of.values[k - 1]:.6g}",
-                            f"{of.values[k - 1] / of.trace:.3e}",
-                            percent(held[k - 1], 3),
-                        )
-                        for k in ranks
+                        (f"{k}", f"{value:.6g}", f"{value / trace:.3e}", percent(held[k - 1], 3))
+                        for k, value in zip(ranks, values[np.array(ranks) - 1].tolist(), strict=True)
                     ],
                 ),
                 Table(
                     "Effective dimension",
                     ("λ / trace", "λ", "dimension"),
                     [
-                        (f"{r:.0e}", f"{r * of.trace:.4g}", f"{d:,.2f}")
+                        (f"{r:.0e}", f"{r * trace:.4g}", f"{d:,.2f}")
                         for r, d in zip(_RIDGES[::4], dimensions[::4], strict=True)
                     ]
-                    + [("participation ratio (Σμ)² / Σμ²", "", f"{of.participation:,.2f}")],
+                    + [("participation ratio (Σμ)² / Σμ²", "", f"{numbers.participation(values):,.2f}")],
                 ),
             ],
         ),
@@ -261,16 +259,16 @@ def alignment_section(kernel: np.ndarray, targets: Targets | None) -> tuple[Sect
     if not np.any(np.ptp(targets.matrix, axis=0)):
         same = f"are of class {targets.names[0]}" if targets.is_classes else "have the same target"
         return Section("alignment", title, f"Left out: all examples {same}."), None
-    centred = numbers.centred(kernel)
+    centred = spectrum.centred(kernel)
     norm = float(np.linalg.norm(centred))
     scale = float(np.max(np.abs(kernel), initial=0.0)) * len(kernel)
     if norm <= 1e-6 * scale:
         return Section("alignment", title, "Left out: the kernel is the same for all pairs."), None
-    total = numbers.alignment(centred, targets.matrix, norm)
+    total = spectrum.centred_alignment(centred, targets.matrix, norm)
     shuffled = numbers.shuffled_alignments(centred, targets.matrix, _SHUFFLES)
     different = len(targets.names) > (2 if targets.is_classes else 1)  # of two classes each is the other's complement
     columns = targets.matrix if different else targets.matrix[:, :0]
-    each = [numbers.alignment(centred, columns[:, k : k + 1], norm) for k in range(columns.shape[1])]
+    each = [spectrum.centred_alignment(centred, columns[:, k : k + 1], norm) for k in range(columns.shape[1])]
     random = float(shuffled.mean())
     what = "class" if targets.is_classes else "target"
     sentence = (

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.shared import spectrum
+from serving.shared.spectrum import classes_of
+
 _MOST_CLASSES = 1000  # more different integers are numbers
 
 
@@ -42,18 +45,11 @@ def targets_of(y: np.ndarray, *, numbers: bool = False) -> Targets:
       numbers: whether they are numbers whatever they look like.
     """
     y = np.asarray(y)
-    y = y.reshape(len(y), -1)
-    if not numbers and (labels := _labels(y)) is not None:
+    if not numbers and (labels := classes_of(y)) is not None:
+        labels = labels.astype(np.int64)
         present = np.unique(labels)
         if len(present) <= _MOST_CLASSES:
-            return Targets(labels, (labels[:, None] == present).astype(np.float64), tuple(map(str, present)))
-    names = tuple(f"target {k}" for k in range(y.shape[1])) if y.shape[1] > 1 else ("target",)
-    return Targets(None, y.astype(np.float64), names)
-
-
-def _labels(y: np.ndarray) -> np.ndarray | None:
-    if y.shape[1] == 1 and y.dtype.kind in "biu":
-        return y[:, 0].astype(np.int64)
-    if y.shape[1] > 1 and bool(np.all((y == 0) | (y == 1))) and bool(np.all(y.sum(1) == 1)):
-        return y.argmax(1).astype(np.int64)
-    return None
+            return Targets(labels, spectrum.targets_of(labels), tuple(map(str, present)))
+    matrix = y.reshape(len(y), -1).astype(np.float64)
+    names = tuple(f"target {k}" for k in range(matrix.shape[1])) if matrix.shape[1] > 1 else ("target",)
+    return Targets(None, matrix, names)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-RIDGE = 1e-2  # times the mean of a kernel's diagonal: well above what float32 leaves of eigenvalues that are zero
+RIDGE = 1e-3  # times a kernel's trace: well above what float32 leaves of eigenvalues that are zero
 
 
 def eigenvalues(kernel: np.ndarray) -> np.ndarray:
@@ -20,16 +20,27 @@ def mean_diagonal(kernel: np.ndarray) -> float:
     return float(np.mean(np.diagonal(kernel), dtype=np.float64))
 
 
-def effective_dimension(eigenvalues: np.ndarray, ridge: float) -> float:
-    """tr K (K + λ)⁻¹ = Σ λᵢ / (λᵢ + λ): how many directions a ridge λ > 0 leaves to be learned, of n.
+def effective_dimension(eigenvalues: np.ndarray, ridge: float = RIDGE) -> float:
+    """tr K (K + λ)⁻¹ = Σ λᵢ / (λᵢ + λ), λ = ridge · tr K, ridge > 0: how many directions λ leaves to be learned, of n.
 
     The degrees of freedom of kernel ridge regression (Hastie & Tibshirani 1990; Zhang 2005,
-    https://doi.org/10.1162/0899766054323008). Eigenvalues below zero count as zero.
+    https://doi.org/10.1162/0899766054323008). Eigenvalues below zero count as zero; of a zero kernel it is 0.
     """
     if not ridge > 0:
         raise ValueError(f"Expected a ridge above 0, received {ridge}.")
     values = np.maximum(np.asarray(eigenvalues, np.float64), 0)
-    return float(np.sum(values / (values + ridge)))
+    total = values.sum()
+    return float(np.sum(values / (values + ridge * total))) if total > 0 else 0.0
+
+
+def centred(kernel: np.ndarray) -> np.ndarray:
+    """float64 H K H with H = 1 - 11ᵀ/n: the kernel of features whose mean is taken off."""
+    kernel = np.asarray(kernel).astype(np.float64)
+    rows, columns = kernel.mean(1), kernel.mean(0)
+    kernel -= rows[:, None]
+    kernel -= columns
+    kernel += rows.mean()
+    return kernel
 
 
 def target_alignment(kernel: np.ndarray, targets: np.ndarray) -> float:
@@ -44,13 +55,16 @@ def target_alignment(kernel: np.ndarray, targets: np.ndarray) -> float:
     Returns:
       Between 0 and 1; NaN where either is constant, so that nothing is left of it when centred.
     """
-    kernel, targets = np.asarray(kernel, np.float64), np.asarray(targets, np.float64)
-    targets = targets.reshape(len(targets), -1)
+    return centred_alignment(centred(kernel), targets)
+
+
+def centred_alignment(kernel: np.ndarray, targets: np.ndarray, norm: float | None = None) -> float:
+    """`target_alignment` of a kernel that is centred, and has this norm."""
+    targets = np.asarray(targets, np.float64).reshape(len(targets), -1)
     targets = targets - targets.mean(0)
-    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
-    inner = np.sum(targets * (centred @ targets))
-    norms = np.linalg.norm(centred) * np.linalg.norm(targets.T @ targets)
-    return float(inner / norms) if norms > 0 else float("nan")
+    norm = float(np.linalg.norm(kernel)) if norm is None else norm
+    norms = norm * np.linalg.norm(targets.T @ targets)
+    return float(np.sum(targets * (kernel @ targets)) / norms) if norms > 0 else float("nan")
 
 
 def relative_change(kernel: np.ndarray, other: np.ndarray) -> float:
@@ -61,7 +75,7 @@ def relative_change(kernel: np.ndarray, other: np.ndarray) -> float:
 
 
 def classes_of(y: np.ndarray) -> np.ndarray | None:
-    """The class (n,) of each target as a number from 0; None of targets that are numbers.
+    """The class (n,) of each target as it is, of one-hot rows its column; None of targets that are numbers.
 
     Classes are integers, booleans and texts, (n,) or (n, 1), and rows of one 1 among zeros (n, k).
     """
@@ -71,13 +85,14 @@ def classes_of(y: np.ndarray) -> np.ndarray | None:
             return None
         is_one_hot = bool(np.all((y == 0) | (y == 1)) and np.all(np.sum(y, axis=1) == 1))
         return np.argmax(y, axis=1) if is_one_hot else None
-    return None if y.dtype.kind == "f" else np.unique(y.reshape(-1), return_inverse=True)[1].reshape(-1)
+    return None if y.dtype.kind == "f" else y.reshape(-1)
 
 
 def targets_of(y: np.ndarray) -> np.ndarray:
-    """Targets (n, k) in float64: classes one-hot, numbers as they are."""
+    """Targets (n, k) in float64: a column of zeros and ones for each class that is there, numbers as they are."""
     y = np.asarray(y)
     classes = classes_of(y)
     if classes is None:
         return y.reshape(len(y), -1).astype(np.float64)
-    return np.eye(int(np.max(classes, initial=-1)) + 1)[classes]
+    present, index = np.unique(classes, return_inverse=True)
+    return np.eye(len(present))[index]

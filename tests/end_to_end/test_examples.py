@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples import digits, digits_neighbors, inside_tf_function, kernel_while_training
@@ -15,8 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 SMALL = (
     "--epochs=4",
     "--examples=150",
+    "--references=150",
     "--set=export.platforms=[cpu]",
-    "--set=export.signatures=[ntk_symmetric,ntk,forward]",
+    "--set=export.signatures=[ntk_symmetric,ntk,ntk_diagonal,forward]",
 )
 
 
@@ -34,8 +36,8 @@ def test_demo_writes_the_savedmodel_where_it_says_and_nothing_else(demo):
     output, stdout, stderr = demo
     assert f"the SavedModel lies in {output / 'digits_ntk' / '1'}\n" in stdout
     assert (output / "digits_ntk" / "1" / "saved_model.pb").is_file()
-    files = {"digits.keras", "digits.npz", "digits_test.npz", "ntk.yaml", "digits_ntk", "report.html"}
-    assert {path.name for path in output.iterdir()} == files
+    data = {"digits.keras", "digits.npz", "digits_train.npz", "digits_test.npz", "ntk.yaml"}
+    assert {path.name for path in output.iterdir()} == data | {"digits_ntk", "digits_answers", "report.html"}
     assert stderr == ""
 
 
@@ -56,9 +58,30 @@ def test_demo_shows_a_kernel_block_that_equals_the_jacobians(demo):
 
 def test_demo_writes_a_page(demo):
     output, stdout, _ = demo
-    command = f"$ ntk-report --export={output}/digits_ntk --data={output}/digits_test.npz --output={output}/report.html"
+    command = f"$ ntk-report --export={output}/digits_ntk --data={output}/digits_test.npz --answers="
     assert f"\n{output}/report.html\n" in stdout.partition(command)[2]
-    assert "Neural tangent kernel of digits" in (output / "report.html").read_text(encoding="utf-8")
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "Neural tangent kernel of digits" in page
+    assert "The references are examples of digits_train.npz" in page
+
+
+def test_demo_asks_answers_without_what_made_them(demo):
+    output, stdout, _ = demo
+    asked = stdout.partition("$ python -m examples.digits_answers")[2].partition("\n6. ")[0]
+    with np.load(output / "digits_train.npz") as train, np.load(output / "digits_test.npz") as test:
+        references, digits_of = train["y"], test["y"]
+    shown = re.findall(r"test image (\d+), a (\d)", asked)
+    assert len(shown) == 4
+    assert all(digits_of[int(row)] == int(digit) for row, digit in shown)
+    listed = re.findall(r"#(\d+) \(a (\d)\)", asked)
+    assert len(listed) == 3 * 2 * 4
+    assert all(references[int(i)] == int(digit) for i, digit in listed)
+    sure = [float(value) for value in re.findall(r"predicted +\d at ([\d.]+)%", asked)]
+    assert sure[0] > sure[1] > sure[2]
+    novelty, median = re.search(r"novelty +([\d.]+), the median ([\d.]+)", asked).groups()
+    assert 0 < float(median) < float(novelty) < 1
+    assert "exporter: nothing\n" in asked
+    assert f"the answers lie in {output / 'digits_answers' / '1'}\n" in asked
 
 
 def test_demo_predicts_with_the_kernel_without_what_made_it(demo):
@@ -116,8 +139,6 @@ def test_kernel_while_training_turns_towards_the_labels(capsys):
 
 def test_kernel_while_training_follows_the_model_itself():
     """After the last assignment the kernel is that of a fresh export: paths were mapped, and no variable missed."""
-    import numpy as np
-
     from exporter.functionalize import functionalize
     from exporter.ntk.reference import reference_ntk
 
@@ -150,6 +171,7 @@ def test_every_example_is_tested():
     names = {path.stem for path in Path(digits.__file__).parent.glob("*.py")} - {"__init__"}
     assert names == {
         "digits",
+        "digits_answers",
         "digits_neighbors",
         "digits_regression",
         "digits_train",

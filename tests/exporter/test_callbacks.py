@@ -109,7 +109,7 @@ def test_numbers_are_those_of_the_exported_savedmodel(trained, exported_kernel):
     callback, chosen = trained.callback, trained.callback.sample.indices
     start, kernel = (exported_kernel(X[chosen], weights) for weights in (trained.start, trained.model.get_weights()))
     np.testing.assert_allclose(callback.kernel, kernel, rtol=0, atol=1e-5 * np.abs(kernel).max())
-    expected = measure(kernel, start, np.eye(3)[Y[chosen]], ridge=0.01, epochs=4)
+    expected = measure(kernel, start, np.eye(3)[Y[chosen]], ridge=1e-3, epochs=4)
     for name, value in expected.scalars.items():
         assert trained.history[f"ntk_{name}"][-1] == pytest.approx(value, rel=1e-5), name
 
@@ -117,7 +117,7 @@ def test_numbers_are_those_of_the_exported_savedmodel(trained, exported_kernel):
 def test_definitions(trained):
     last, kernel = trained.callback.measurements[-1], trained.callback.kernel.astype(np.float64)
     values = np.linalg.eigvalsh(kernel)
-    ridge = 0.01 * np.trace(kernel) / 20
+    ridge = 1e-3 * np.trace(kernel)
     assert last.mean_diagonal == pytest.approx(np.trace(kernel) / 20)
     assert last.effective_dimension == pytest.approx(np.sum(values / (values + ridge)), rel=1e-6)
     np.testing.assert_allclose(last.eigenvalues, values[::-1])

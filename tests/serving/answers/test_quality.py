@@ -23,6 +23,16 @@ def test_classes(outputs):
         if inside.any():
             error += inside.mean() * abs((given.argmax(1) == y)[inside].mean() - confidences[inside].mean())
     assert said["ece"] == pytest.approx(error)
+    of = quality.reliability(given if outputs > 1 else given[:, 1:], y)
+    assert of.confidence == pytest.approx(confidences.mean())
+    assert of.counts.sum() == N
+    assert np.all((of.edges[:, 0] <= of.confidences) & (of.confidences <= of.edges[:, 1]))
+
+
+def test_perfect_confidence():
+    of = quality.reliability(np.eye(3), np.arange(3))
+    assert (of.accuracy, of.error, of.nll) == (1, 0, 0)
+    np.testing.assert_allclose(of.edges, [[14 / 15, 1]])
 
 
 def test_numbers():

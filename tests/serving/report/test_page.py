@@ -8,9 +8,11 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 
-from serving.report import calibration, numbers, report
+from serving.answers import quality
+from serving.report import numbers, report
 from serving.report import page as writing
 from serving.report.errors import ReportError
+from serving.shared import spectrum
 
 SECTIONS = (
     "kernel",
@@ -52,10 +54,10 @@ def test_sentences_say_the_numbers(case, said):
     same = (case.y[:, None] == case.y) & ~np.eye(len(case.y), dtype=bool)
     assert f"a cosine of {cosines[same].mean():.2f} on average" in said["kernel"].sentence
     assert f"classes {cosines[case.y[:, None] != case.y].mean():.2f}" in said["kernel"].sentence
-    of = numbers.spectrum(case.kernel)
-    assert f"dimension tr K(K + λ)⁻¹ is {of.effective_dimension(1e-3 * of.trace):,.1f}" in said["spectrum"].sentence
+    dimension = spectrum.effective_dimension(spectrum.eigenvalues(case.kernel), 1e-3)
+    assert f"dimension tr K(K + λ)⁻¹ is {dimension:,.1f}" in said["spectrum"].sentence
     y = np.eye(2)[case.y]
-    assert f"targets is {numbers.alignment(numbers.centred(case.kernel), y):.3f}" in said["alignment"].sentence
+    assert f"targets is {spectrum.target_alignment(case.kernel, y):.3f}" in said["alignment"].sentence
     near = numbers.neighbours(cosines, 1)[:, 0]
     assert f"For {np.mean(case.y[near] == case.y):.1%} of the examples" in said["nearest"].sentence
 
@@ -63,7 +65,7 @@ def test_sentences_say_the_numbers(case, said):
 def test_predictions_are_those_of_answers_and_network(case, said):
     sentence = said["predictions"].sentence
     expected = np.where(np.arange(2) == case.y[:, None], 0.8, 0.2)
-    error = calibration.reliability(expected, case.y).error
+    error = quality.reliability(expected, case.y).error
     assert sentence.startswith("Predict is right on 100.0% of 40 examples at a mean confidence of 80.0%, with a")
     assert f"a calibration error of {error:.1%}; the network" in sentence
     assert "the network is right on 90.0%" in sentence

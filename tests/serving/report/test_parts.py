@@ -8,8 +8,10 @@ import tensorflow as tf
 
 from exporter.ntk.reference import contract_axes
 from serving.dataset.data import Data, Rows
-from serving.report import asking, sample, section
+from serving.report import asking, gallery, sample, section
+from serving.report.answers import Answers
 from serving.report.pictures import Pictures, is_image, to_pixels
+from serving.report.predictions import predictions_section
 from serving.report.targets import targets_of
 
 
@@ -129,3 +131,20 @@ def test_numbers_for_people(value, text):
 def test_counts_for_people():
     assert section.counted(1, "example") == "1 example"
     assert section.counted(1200, "class") == "1,200 classes"
+
+
+@pytest.mark.parametrize(("largest", "end"), [(0.0, 0.01), (0.076, 0.1), (0.1, 0.2), (0.6, 1.0), (1.0, 1.0)])
+def test_the_axis_of_novelty_ends_above_the_examples(largest, end):
+    assert gallery._upper(np.array([0.0, largest])) == end
+
+
+def test_predictions_that_are_those_of_the_network_are_told_once():
+    logits = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]))
+    mean, one = np.exp(logits), np.ones(3)
+    answers = Answers(None, {"network_output": "logits"}, mean, one, one, None)
+    section, accuracy = predictions_section(logits, targets_of(np.array([0, 1, 1])), answers, list("abc"))
+    assert section.sentence.startswith("Predict is right on 66.7% of 3 examples at a mean confidence of 80.0%")
+    assert section.sentence.endswith(", and so is the network.")
+    assert accuracy == "66.7%"
+    alone, _ = predictions_section(logits[:, 1:] - logits[:, :1], targets_of(np.array([0, 1, 1])), None, list("abc"))
+    assert "The network is right on 66.7% of 3 examples at a mean confidence of 80.0%" in alone.sentence

@@ -18,16 +18,19 @@ def test_eigenvalues_are_those_of_the_matrix_largest_first():
 
 
 def test_effective_dimension_is_the_trace_of_the_smoother():
-    ridge = 0.7
-    expected = np.trace(KERNEL @ np.linalg.inv(KERNEL + ridge * np.eye(12)))
-    assert spectrum.effective_dimension(spectrum.eigenvalues(KERNEL), ridge) == pytest.approx(expected, rel=1e-12)
+    values = spectrum.eigenvalues(KERNEL)
+    for ridge in (0.7, spectrum.RIDGE):
+        expected = np.trace(KERNEL @ np.linalg.inv(KERNEL + ridge * np.trace(KERNEL) * np.eye(12)))
+        assert spectrum.effective_dimension(values, ridge) == pytest.approx(expected, rel=1e-9)
+    assert spectrum.effective_dimension(values) == spectrum.effective_dimension(values, 1e-3)
+    assert spectrum.effective_dimension(0 * values) == 0
 
 
 def test_effective_dimension_goes_from_the_rank_to_zero():
     values = spectrum.eigenvalues(KERNEL)
     assert spectrum.effective_dimension(values, 1e-9) == pytest.approx(5, abs=1e-4)
     assert spectrum.effective_dimension(values, 1e9) == pytest.approx(0, abs=1e-6)
-    assert spectrum.effective_dimension([2.0, -1e-6], 2.0) == 0.5  # what rounding leaves below zero
+    assert spectrum.effective_dimension([2.0, -1e-6], 1.0) == 0.5  # what rounding leaves below zero
 
 
 @pytest.mark.parametrize("ridge", [0, -1, float("nan")])
@@ -40,6 +43,7 @@ def test_a_ridge_is_above_zero(ridge):
 def test_alignment_is_the_cosine_of_the_centred_kernels(columns):
     targets = RNG.normal(size=(12, columns))
     centring = np.eye(12) - 1 / 12
+    np.testing.assert_allclose(spectrum.centred(KERNEL), centring @ KERNEL @ centring, atol=1e-12)
     a, b = centring @ KERNEL @ centring, centring @ targets @ targets.T @ centring
     expected = np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
     assert spectrum.target_alignment(KERNEL, targets) == pytest.approx(expected, rel=1e-12)
@@ -61,9 +65,9 @@ def test_relative_change():
 @pytest.mark.parametrize(
     ("y", "classes"),
     [
-        ([5, 2, 5], [1, 0, 1]),
-        ([[5], [2], [5]], [1, 0, 1]),
-        (["b", "a", "b"], [1, 0, 1]),
+        ([5, 2, 5], [5, 2, 5]),
+        ([[5], [2], [5]], [5, 2, 5]),
+        (["b", "a", "b"], ["b", "a", "b"]),
         ([True, False, True], [1, 0, 1]),
         ([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [1, 0, 1]),
         ([0.5, 1.0, 0.0], None),
@@ -76,5 +80,5 @@ def test_what_are_classes(y, classes):
     found = spectrum.classes_of(np.array(y))
     assert (found is None) if classes is None else (list(found) == classes)
     targets = spectrum.targets_of(np.array(y))
-    expected = np.reshape(y, (3, -1)) if classes is None else np.eye(2)[classes]
+    expected = np.reshape(y, (3, -1)) if classes is None else np.eye(2)[[1, 0, 1]]
     np.testing.assert_array_equal(targets, expected)
