@@ -19,7 +19,7 @@ def arguments(exported, tmp_path_factory):
     data = tmp_path_factory.mktemp("data") / "x.npz"
     (x,) = exported("many_outputs").inputs(N)
     np.savez(data, x=x, y=np.arange(N))
-    return [f"--export={exported('many_outputs').path.parent}", f"--data={data}", "--workers=2", f"--memory={MEMORY}"]
+    return [f"--export={exported('many_outputs').path.parent}", f"--data={data}", "--workers=1", f"--memory={MEMORY}"]
 
 
 @pytest.fixture(scope="module")
