@@ -129,14 +129,15 @@ def _publish(
             say("write", f"{writing.bytes_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
             examples = writing.examples(exported, rows.data.read(0, min(writing.EXAMPLES, rows.data.rows)))
             with waiting("verify"):
-                verification = writing.verify(staging.path, exported, made, examples)
+                model = version_of(staging.path)
+                verification = writing.verify(model, exported, made, examples)
             say("verify", f"within {verification.worst:.1e} of float64 on {verification.examples} examples")
             told = {
                 "export": export.digest,
                 "data": {"name": options.data, "digest": rows.digest},
                 "method": "features" if "table" in made.algebra else "exact",
                 "references": rows.data.rows,
-                **_quality(staging.path, exported, made, rows.data, others, say),
+                **_quality(model, exported, made, rows.data, others, say),
             }
             write_manifest(staging.path, writing.manifest(exported, names, made, verification, told))
             version = staging.publish()
@@ -198,7 +199,7 @@ def _kept(made: Fit, count: int) -> str:
 
 
 def _quality(
-    path: Path, exported: Exported, made: Fit, data: Data, others: Mapping[str, Prepared], say: Say
+    model: Any, exported: Exported, made: Fit, data: Data, others: Mapping[str, Prepared], say: Say
 ) -> dict[str, Any]:
     """What the answers are worth, left out and on other examples, in lines and for the manifest."""
     task, said = made.fitted.task, made.left_out_quality
@@ -209,7 +210,6 @@ def _quality(
         told["calibration"] = {name: said[name] for name in ("nll", "ece")}
     if not others:
         return told
-    model = version_of(path)
 
     def predicted(data: Data) -> dict[str, np.ndarray]:
         parts = []

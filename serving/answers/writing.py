@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.answers.errors import FitError
-from serving.answers.exported import Exported, version_of
+from serving.answers.exported import Exported
 from serving.answers.fit import Fit
 from serving.answers.module import AnswersModule
 from serving.bundle.batching import PARAMETERS_FILE, model_parameters
@@ -71,13 +71,12 @@ class Verification:
         return max(self.differences.values())
 
 
-def verify(path: Path, exported: Exported, fit: Fit, examples: Mapping[str, tf.Tensor]) -> Verification:
-    """Compares what is written with float64 algebra of the numbers that it is made of.
+def verify(model: Any, exported: Exported, fit: Fit, examples: Mapping[str, tf.Tensor]) -> Verification:
+    """Compares what was written, and loaded again, with float64 algebra of the numbers that it is made of.
 
     Raises:
       FitError: it is not right.
     """
-    model = version_of(path)
     expected = _expected(exported, fit, examples)
     differences: dict[str, float] = {}
     recorded = {}
