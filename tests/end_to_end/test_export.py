@@ -492,7 +492,7 @@ def test_half_precision_of_the_model_is_kept_and_judged_by_it(tmp_path):
     layers = [keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)]
     for layer in layers[1:]:
         layer.dtype_policy = "mixed_bfloat16"
-    config = ExportConfig(platforms="cpu", signatures=("ntk_symmetric", "ntk_with_params", "forward"), warmup=False)
+    config = ExportConfig(platforms="cpu", signatures=("ntk_symmetric", "ntk_features", "forward"), warmup=False)
     manifest = export_savedmodel(keras.Sequential(layers), tmp_path, NtkConfig(precision="model"), config).manifest
     verification = manifest["verification"]
     assert (verification["half"], verification["rtol"]) == ("bfloat16", 16 * 2**-7)

@@ -85,7 +85,11 @@ def test_export(tmp_path):
     model = models.by_id("mlp").build()
     ntk = NtkConfig(trace_samples=2, trace_seed=5)
     config = ExportConfig(
-        platforms="cpu", signatures=("ntk", "ntk_diagonal", "forward"), warmup=False, verify={"examples": 4}
+        platforms="cpu",
+        signatures=("ntk", "ntk_diagonal", "ntk_features", "forward"),
+        features={"dimensions": 512},
+        warmup=False,
+        verify={"examples": 4},
     )
     result = export_savedmodel(model, tmp_path, ntk, config)
     told = result.manifest["trace"]
@@ -105,6 +109,9 @@ def test_export(tmp_path):
     np.testing.assert_allclose(loaded.ntk(*x, *x), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(loaded.ntk_diagonal(*x), np.diag(expected), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(loaded.forward(*x), model(x[0]), rtol=1e-4, atol=1e-5)
+    features, norms = np.asarray(loaded.ntk_features(*x)), np.sqrt(np.diag(expected))
+    errors = (features @ features.T - expected) / norms / norms[:, None]
+    assert np.sqrt(np.mean(errors**2)) < 2 / np.sqrt(512)  # of the same combinations
 
 
 def test_more_samples_than_outputs():

@@ -105,6 +105,8 @@ def test_no_examples_need_no_request():
     none = np.zeros(0, np.float32)
     spec = signature("x1", "x2", "x")
     one = calls.pairs(spec, {"x1": none}, {"x2": np.ones(4, np.float32)}, limits(400))
-    assert (one.requests, one.shape) == ([], (0, 4, *KEPT))
-    assert calls.symmetric(spec, {"x": none}, limits(400)).shape == (0, 0, *KEPT)
-    assert calls.rowwise("forward", signature("x", outputs=(None, 2)), {"x": none}, limits(400)).shape == (0, 2)
+    two = calls.symmetric(spec, {"x": none}, limits(400))
+    three = calls.rowwise("forward", signature("x", outputs=(None, 2)), {"x": none}, limits(400))
+    assert (one.requests, two.requests, three.requests) == ([], [], [])
+    shapes = [shape for call in (one, two, three) for shape, _ in call.results.values()]
+    assert shapes == [(0, 4, *KEPT), (0, 0, *KEPT), (0, 2)]

@@ -245,7 +245,7 @@ def test_biases_of_products(name, form, monkeypatch):
     monkeypatch.setattr(Shape, "gram_cost", lambda *args, **kwargs: float(form == "explicit"))
     monkeypatch.setattr(Shape, "explicit_cost", lambda *args, **kwargs: float(form == "gram"))
     rng = np.random.default_rng(0)
-    params = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+    params = {k: (rng.normal(size=v) / 2).astype(np.float32) for k, v in shapes.items()}
     x1, x2 = ((rng.normal(size=(n, *shape)).astype(np.float32),) for n in (4, 3))
 
     def apply_fn(p, s, x):
