@@ -118,6 +118,8 @@ def _check(positional: Sequence[str]) -> None:
     problems += [f"--{name} is missing" for name, flag in required.items() if not flag.value]
     if _RIDGE.value != "auto" and not _is_positive(_RIDGE.value):
         problems.append(f"--ridge: expected auto or a number above 0, received {_RIDGE.value!r}")
+    if _KEEP.value and _KEEP.value < _NEIGHBORS.value:
+        problems.append(f"--neighbors: expected at most the --keep={_KEEP.value}, received {_NEIGHBORS.value}")
     if _SCHEDULER.value and _WORKERS.value:
         problems.append("expected --scheduler or --workers, received both: a cluster has workers of its own")
     for name, flag in (("memory", _MEMORY), ("worker_memory", _WORKER_MEMORY)):

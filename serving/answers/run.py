@@ -80,7 +80,8 @@ def run_fit(options: Options, say: Say) -> Path:
     name = f".{options.output.name}.ntk-fit-{export.digest[:6]}{rows.digest[:6]}"
     store, outputs = parent / f"{name}.zarr", parent / f"{name}-outputs.zarr"
     with writing.disk_errors(options.output):
-        parent.mkdir(parents=True, exist_ok=True)
+        if method == "features":
+            parent.mkdir(parents=True, exist_ok=True)
         if options.scheduler and method == "features":
             output = reference.outputs_by_workers(export, rows, outputs, workers, options.worker_memory, say)
         else:

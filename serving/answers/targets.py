@@ -59,10 +59,6 @@ class Task:
         flat -= flat.max(-1, keepdims=True)
         return flat[..., np.arange(len(y)), y] - np.log(np.exp(flat).sum(-1))
 
-    def decisions(self, probabilities: np.ndarray) -> np.ndarray:
-        """(n,) classes of probabilities (n, O)."""
-        return (probabilities[:, 0] > 0.5).astype(int) if self.outputs == 1 else probabilities.argmax(-1)
-
     def residuals(self, output: np.ndarray, y: np.ndarray) -> np.ndarray:
         """(n, O) float64 y - f, for classes y - p."""
         if not self.classes:

@@ -224,6 +224,10 @@ class TestBadInput:
         (["--data=d.npz"], "--export is missing"),
         (["--export=e", "--data=d", "--output=o", "--ridge=-1"], "--ridge: expected auto or a number above 0"),
         (["--export=e", "--data=d", "--output=o", "--method=exakt"], "exact"),
+        (
+            ["--export=e", "--data=d", "--output=o", "--keep=4"],
+            "--neighbors: expected at most the --keep=4, received 10",
+        ),
         (["--export=e", "--data=d", "--output=o", "--memory=big"], "--memory: expected bytes such as 2GiB"),
         (["--export=e", "--data=d", "--output=o", "--neigbors=3"], "did you mean '--neighbors'"),
     ],
