@@ -6,6 +6,7 @@ A line `<!-- table: NtkConfig ntk -->` in a page becomes a table of that class's
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 from typing import Any
@@ -34,8 +35,8 @@ def table(section: Any, prefix: str) -> str:
 
 def attributes(section: Any) -> dict[str, str]:
     """The meaning of each field, on one line, with the values of constants in place of their names."""
-    text = section.__doc__.partition("Attributes:\n")[2].partition("\n\n")[0]
-    entries = re.findall(r"^ {6}(\w+): (.*?)(?=^ {6}\w|\Z)", f"{text}\n", re.MULTILINE | re.DOTALL)
+    text = inspect.getdoc(section).partition("Attributes:\n")[2].partition("\n\n")[0]  # indented alike in all Pythons
+    entries = re.findall(r"^ {2}(\w+): (.*?)(?=^ {2}\w|\Z)", f"{text}\n", re.MULTILINE | re.DOTALL)
     return {name: _values(" ".join(meaning.split())) for name, meaning in entries}
 
 
