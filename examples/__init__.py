@@ -7,7 +7,7 @@ BLOCKED = ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "e
 
 def block() -> None:
     """Makes importing what made a SavedModel an ImportError."""
-    sys.modules.update(dict.fromkeys(BLOCKED))  # type: ignore[arg-type]
+    sys.modules.update(dict.fromkeys(BLOCKED))  # type: ignore[arg-type]  # None makes importing it an ImportError
 
 
 def imported() -> str:

@@ -11,7 +11,7 @@ from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.trace_error import MOST_EXAMPLES, trace_error
 from exporter.artefact.verification import planned, verify
 from exporter.artefact.versions import stage_version
-from exporter.artefact.writing import describe, disk_errors, size_of, write_saved_model
+from exporter.artefact.writing import describe, disk_errors, write_saved_model
 from exporter.config import ExportConfig, NtkConfig
 from exporter.graph.building import build_module
 from exporter.graph.traced import without_graph_optimizers
@@ -21,6 +21,7 @@ from exporter.plan.limits import memory_errors
 from exporter.plan.planning import Plan, make_plan
 from exporter.plan.schedule import count_programs, examples_of_requests, warmup_examples
 from exporter.progress import Progress, SilentProgress
+from serving.shared.disk import size_of
 from serving.shared.manifest_signature import write_manifest
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import errno
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from exporter.graph.lowering import CALLING_CONVENTION_VERSION
 from exporter.plan.choosing import Choice
 from exporter.plan.planning import Plan
 from exporter.plan.signatures import input_names, param_names
+from serving.shared import disk
 from serving.shared.manifest_signature import SIGNATURE as MANIFEST_SIGNATURE
 from serving.shared.manifest_signature import manifest_signature
 from serving.shared.warmup_file import write_requests
@@ -97,21 +97,7 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
     }
 
 
-def size_of(path: Path) -> int:
-    """Bytes of all files under a directory."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Errors of writing, which Python and TF report differently, as ExportErrors."""
+def disk_errors() -> AbstractContextManager[None]:
+    """Errors of writing as ExportErrors."""
     full = "Writing failed: expected room for the SavedModel, received '{}'. Free disk space or change --output."
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
-            raise ExportError(full.format(error.strerror)) from error
-        raise
-    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.OutOfRangeError) as error:
-        # "...{node} /path/of/the/file; File too large [Op:SaveV2]": EFBIG is out of range to TF.
-        raise ExportError(full.format(error.message.rpartition("; ")[2].partition(" [Op:")[0])) from error
+    return disk.disk_errors(lambda reason: ExportError(full.format(reason)))

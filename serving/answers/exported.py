@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from serving.dataset.export import Export
 from serving.shared.progress import Progress
 from serving.shared.quiet import silent_stderr
 
-_ROWS = 1024  # of a request
+_ROWS = 512  # of a request
 
 
 class Exported:
@@ -62,15 +62,19 @@ class Exported:
         """The kernel (n, n)."""
         return self.call("ntk_symmetric", x) if self.has("ntk_symmetric") else self.pairs(x, x)
 
+    def batches(self, data: Data) -> Iterator[dict[str, tf.Tensor]]:
+        """All examples of a data set, by requests."""
+        for start in range(0, data.rows, _ROWS):
+            yield self.inputs(data.read(start, min(data.rows, start + _ROWS)))
+
     def rows_of(self, signature: str, data: Data, title: str) -> np.ndarray:
         """A signature's result for all examples of a data set."""
         progress = Progress(title, data.rows, None, unit="examples")
         parts = []
         try:
-            for start in range(0, data.rows, _ROWS):
-                stop = min(data.rows, start + _ROWS)
-                parts.append(self.call(signature, self.inputs(data.read(start, stop))).numpy())
-                progress.advance(stop - start)
+            for inputs in self.batches(data):
+                parts.append(self.call(signature, inputs).numpy())
+                progress.advance(len(parts[-1]))
         finally:
             progress.close()
         return np.concatenate(parts)

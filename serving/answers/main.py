@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from serving.answers.targets import KINDS, NETWORKS
 from serving.dataset.errors import DatasetError
 from serving.shared.byte_sizes import bytes_of_text
-from serving.shared.command_line import CommandLine
+from serving.shared.command_line import CommandLine, say
 from serving.shared.interruption import show_termination_as_interrupt
 from serving.shared.quiet import import_tensorflow_quietly
 
@@ -51,8 +52,8 @@ _KEEP = flags.DEFINE_integer(
     flag_values=_FLAGS,
 )
 _MEMORY = _string("memory", "1GiB", "Of the reference examples that a server keeps.")
-_TARGETS = _enum("targets", "auto", ["auto", "classes", "numbers"], "What y is.")
-_NETWORK = _enum("network", "auto", ["auto", "logits", "probabilities", "numbers"], "What the network's output is.")
+_TARGETS = _enum("targets", "auto", ["auto", *KINDS], "What y is.")
+_NETWORK = _enum("network", "auto", ["auto", *NETWORKS], "What the network's output is.")
 _HOLDOUT = _string("holdout", None, "Examples with y that were not trained on, to measure with.")
 _OUTLIERS = _string("outliers", None, "Examples that are nothing like the reference, to measure novelty with.")
 _SCHEDULER = _string("scheduler", None, "Address of a Dask scheduler (tcp://HOST:8786), for the features.")
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             from serving.answers.run import Options, run_fit
         except ModuleNotFoundError as error:
             raise DatasetError(f"Expected the package {error.name}, found none: pip install '{_EXTRA}'.") from error
-        print(run_fit(_options(Options), _say), flush=True)
+        print(run_fit(_options(Options), say), flush=True)
 
     return _COMMAND.carry_out(work, DatasetError, hint="; the same command goes on")
 
@@ -134,10 +135,6 @@ def _is_positive(text: str) -> bool:
         return 0 < float(text) < float("inf")
     except ValueError:
         return False
-
-
-def _say(word: str, more: str) -> None:
-    print(f"{word:<12}{more}", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Similarities(tf.Module, abc.ABC):
 
     @abc.abstractmethod
     def prior(self, inputs: Inputs, seen: tf.Tensor) -> tf.Tensor:
-        """(n,) kernel of each example with itself."""
+        """(n,) kernel of each example with itself, in float64."""
 
     @abc.abstractmethod
     def added(self, seen: tf.Tensor) -> tf.Tensor:
@@ -92,18 +92,16 @@ class ByFeatures(Similarities):
         return tf.concat([tf.matmul(seen, part, transpose_b=True) for part in rows], 1)
 
     def prior(self, inputs: Inputs, seen: tf.Tensor) -> tf.Tensor:
-        """Their squares."""
-        return tf.reduce_sum(tf.square(seen), -1)
+        """Their squares, in float64: what the reference leaves of them may be little."""
+        return tf.reduce_sum(tf.square(tf.cast(seen, tf.float64)), -1)
 
     def added(self, seen: tf.Tensor) -> tf.Tensor:
         """φ V (values + λ)⁻¹ Vᵀ FᵀR."""
         return tf.matmul(seen, self.mean)
 
     def latent(self, seen: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
-        """φ φᵀ - φ V values (values + λ)⁻¹ Vᵀ φᵀ, in float64: what is left may be little."""
-        features = tf.cast(seen, tf.float64)
-        prior = tf.reduce_sum(tf.square(features), -1)
-        return tf.cast(_left(prior, tf.matmul(features, self.known)), tf.float32)
+        """φ φᵀ - φ V values (values + λ)⁻¹ Vᵀ φᵀ."""
+        return _left(prior, tf.matmul(tf.cast(seen, tf.float64), self.known))
 
 
 class Exact(Similarities):

@@ -21,7 +21,6 @@ from serving.dataset.export import Export
 from serving.dataset.prepared import Prepared, Say
 from serving.shared.progress import waiting
 
-METHODS = ("auto", "exact", "features")
 NEEDED = {"exact": ("ntk", "ntk_diagonal"), "features": ("ntk_features",)}
 FEW = 1000  # examples at most for which auto takes the kernel itself
 IN_MEMORY = 2 << 30  # bytes of features in float64; more stay in files, and are summed over by workers

@@ -23,6 +23,7 @@ from serving.dataset.data import Data
 from serving.dataset.engine import Workers
 from serving.dataset.export import Export, find_export
 from serving.dataset.prepared import Prepared, Say, prepare
+from serving.shared.disk import size_of
 from serving.shared.exports import ManifestError, are_answers
 from serving.shared.manifest_signature import write_manifest
 from serving.shared.progress import waiting
@@ -127,7 +128,7 @@ def _publish(
             names = list(module.signatures_to_save)
             with waiting("write"):
                 writing.write(module, exported, staging.path, exported.inputs(rows.data.read(0, 1)))
-            say("write", f"{writing.bytes_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
+            say("write", f"{size_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
             examples = writing.examples(exported, rows.data.read(0, min(writing.EXAMPLES, rows.data.rows)))
             with waiting("verify"):
                 model = version_of(staging.path)
@@ -213,10 +214,8 @@ def _quality(
         return told
 
     def predicted(data: Data) -> dict[str, np.ndarray]:
-        parts = []
-        for start in range(0, data.rows, _ROWS):
-            inputs = exported.inputs(data.read(start, min(data.rows, start + _ROWS)))
-            parts.append({k: v.numpy() for k, v in model.signatures["predict"](**inputs).items()})
+        answers = (model.signatures["predict"](**inputs) for inputs in exported.batches(data))
+        parts = [{key: value.numpy() for key, value in part.items()} for part in answers]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     novelty: np.ndarray | None = None
@@ -255,6 +254,3 @@ def _say_quality(word: str, said: Mapping[str, Any], say: Say) -> None:
     if coverage := said.get("coverage"):
         parts.append(f"within 1 and 2 standard deviations {coverage['1']:.0%} and {coverage['2']:.0%} (68% and 95%)")
     say(word, ", ".join(parts))
-
-
-_ROWS = 256  # of a request

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from serving.answers.fit import Fit
 from serving.answers.module import AnswersModule
 from serving.bundle.batching import PARAMETERS_FILE, model_parameters
 from serving.dataset.data import Rows
-from serving.shared import manifest_signature, reference
+from serving.shared import disk, manifest_signature, reference
 from serving.shared.warmup_file import request_of_one_value, write_requests
 
 RTOL = 1e-4
-_OF_TENSORFLOW = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.OutOfRangeError)
 EXAMPLES = 4  # of verification, from the reference; where numbers can be anything as many that are like nothing in it
 
 
@@ -190,24 +189,11 @@ def examples(exported: Exported, rows: Rows) -> dict[str, tf.Tensor]:
     return {name: tf.concat([value, other], 0) for (name, value), other in zip(inputs.items(), others, strict=True)}
 
 
-def bytes_of(path: Path) -> int:
-    """Of all files under a directory."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-@contextlib.contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
-    """Errors of writing, which Python and TensorFlow report differently, as FitErrors."""
-    try:
-        yield
-    except (
-        OSError,
-        tf.errors.ResourceExhaustedError,
-        tf.errors.PermissionDeniedError,
-        tf.errors.OutOfRangeError,
-    ) as error:
-        text = getattr(error, "strerror", None) or str(getattr(error, "message", error)).rpartition("; ")[2]
-        raise FitError(
-            f"Writing below {output.parent} failed: expected room for the answers, received {text!r}. Free disk space "
-            "or change --output; features that are computed stay."
-        ) from error
+def disk_errors(output: Path) -> AbstractContextManager[None]:
+    """Errors of writing as FitErrors."""
+    return disk.disk_errors(
+        lambda reason: FitError(
+            f"Writing below {output.parent} failed: expected room for the answers, received {reason!r}. Free disk "
+            "space or change --output; features that are computed stay."
+        )
+    )

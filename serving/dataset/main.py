@@ -21,7 +21,7 @@ from absl import app, flags
 
 from serving.dataset.errors import DatasetError
 from serving.shared.byte_sizes import bytes_of_text
-from serving.shared.command_line import CommandLine
+from serving.shared.command_line import CommandLine, say
 from serving.shared.interruption import show_termination_as_interrupt
 from serving.shared.suggest import did_you_mean
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of the workers too
 
     def work() -> None:
-        _say("computed", str(_run(_checked(argv[1:]))))
+        say("computed", str(_run(_checked(argv[1:]))))
         print(_OUTPUT.value, flush=True)
 
     return _COMMAND.carry_out(work, DatasetError, hint="; the same command goes on")
@@ -76,14 +76,14 @@ def _run(kind: str) -> Summary:
     from serving.dataset.prepared import prepare
 
     export = find_export(_EXPORT.value, _KINDS[kind])
-    _say("export", f"{export.path}: {export.manifest['model']}")
-    rows = prepare(_DATA.value, export, _say)
+    say("export", f"{export.path}: {export.manifest['model']}")
+    rows = prepare(_DATA.value, export, say)
     workers = Workers(_SCHEDULER.value, _WORKERS.value, _WAIT.value)
     output = pathlib.Path(_OUTPUT.value).expanduser()
     if kind == "features":
-        return write_features(export, rows, output, workers, bytes_of_text(_MEMORY.value) or 0, _say)
-    columns = prepare(_DATA2.value, export, _say) if _DATA2.value else None
-    return write_kernel(export, rows, columns, output, workers, bytes_of_text(_MEMORY.value) or 0, _say)
+        return write_features(export, rows, output, workers, bytes_of_text(_MEMORY.value) or 0, say)
+    columns = prepare(_DATA2.value, export, say) if _DATA2.value else None
+    return write_kernel(export, rows, columns, output, workers, bytes_of_text(_MEMORY.value) or 0, say)
 
 
 def _checked(positional: Sequence[str]) -> str:
@@ -111,10 +111,6 @@ def _checked(positional: Sequence[str]) -> str:
     if problems:
         raise app.UsageError("\n".join(problems))
     return kind
-
-
-def _say(word: str, more: str) -> None:
-    print(f"{word:<12}{more}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from serving.dataset.errors import DatasetError
-from serving.shared.command_line import CommandLine
+from serving.shared.command_line import CommandLine, say
 from serving.shared.interruption import show_termination_as_interrupt
 
 EXAMPLES = 2000
@@ -73,12 +73,12 @@ def _write() -> None:
     if not output.parent.is_dir():
         raise ReportError(f"Expected a directory {str(output.parent)!r} to write {output.name} into, found none.")
     inputs = Inputs(_EXPORT.value, _DATA.value, _ANSWERS.value, _EXAMPLES.value, _REFERENCES.value)
-    page = make_page(inputs, _say)
+    page = make_page(inputs, say)
     start = time.monotonic()
     text = to_html(page)
     write(output, text)
     size = len(text.encode()) / 2**20
-    _say("page", f"{len(page.sections)} sections, {size:.1f} MiB, {time.monotonic() - start:.1f} s")
+    say("page", f"{len(page.sections)} sections, {size:.1f} MiB, {time.monotonic() - start:.1f} s")
 
 
 def _check(positional: Sequence[str]) -> None:
@@ -92,10 +92,6 @@ def _check(positional: Sequence[str]) -> None:
         problems.append(f"--output: expected a name that ends in .html, received {_OUTPUT.value!r}")
     if problems:
         raise app.UsageError("\n".join(problems))
-
-
-def _say(word: str, more: str) -> None:
-    print(f"{word:<12}{more}", flush=True)
 
 
 if __name__ == "__main__":

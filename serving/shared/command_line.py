@@ -146,3 +146,8 @@ class CommandLine:
                 print(f"error: {text} (run with --verbosity=1 for the traceback)", file=sys.stderr)
             return 1
         return 0
+
+
+def say(word: str, more: str) -> None:
+    """A line of what a command did, its word in a column."""
+    print(f"{word:<12}{more}", flush=True)

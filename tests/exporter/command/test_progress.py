@@ -4,31 +4,14 @@ import io
 import re
 import subprocess
 import sys
-import time
 
 import pytest
+from terminals import Terminal, plain, shown_soon
 
 from exporter.command.terminal import ConsoleProgress
 from exporter.progress import SilentProgress
 
 HIDE, SHOW, REMOVED = "\x1b[?25l", "\x1b[?25h", "\x1b[1A\x1b[2K"  # the cursor; and the line
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def plain(text):
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-
-
-def shown_soon(stream, pattern):
-    """It is written a few times a second."""
-    until = time.monotonic() + 10
-    while not re.search(pattern, plain(stream.getvalue())):
-        assert time.monotonic() < until, stream.getvalue()
-        time.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)

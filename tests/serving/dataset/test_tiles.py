@@ -43,9 +43,8 @@ def test_workers_end_together():
         grid = choose_grid(MLP, 10_000, 10_000, symmetric=True, memory=8 << 30, workers=workers)
         alone = choose_grid(MLP, 10_000, 10_000, symmetric=True, memory=8 << 30, workers=1)
         assert tiles._makespan(grid, workers) <= tiles._makespan(alone, workers)
-        assert (
-            tiles._makespan(grid, workers) < 1.5 * tiles._makespan(alone, 1) / workers
-        )  # features made again, uneven ends
+        # Features are made again, and ends are uneven.
+        assert tiles._makespan(grid, workers) < 1.5 * tiles._makespan(alone, 1) / workers
 
 
 def test_too_little_memory_is_said():

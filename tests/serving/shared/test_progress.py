@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from terminals import Terminal, plain, shown_soon
 
 from serving.shared import progress as module
 from serving.shared.live import LiveLine
@@ -16,28 +17,11 @@ from serving.shared.terminal import console_of, duration
 SHOW, REMOVED = "\x1b[?25h", "\x1b[1A\x1b[2K"  # the cursor; and the line
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-
-
-def plain(text):
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-
-
-def shown_soon(stream, pattern):
-    """It is written a few times a second."""
-    until = time.monotonic() + 10
-    while not re.search(pattern, plain(stream.getvalue())):
-        assert time.monotonic() < until, stream.getvalue()
-        time.sleep(0.02)
 
 
 def show(stream, enabled, seconds, pattern=""):
