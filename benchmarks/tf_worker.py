@@ -42,6 +42,7 @@ def work(task: Mapping[str, Any], report: Report) -> None:
         trace_axes=(-1 % len(model.output.shape),),
         diagonal_axes=(),
         memory=ExportConfig().memory_budget // 2,  # as exporter.plan.planning has it
+        platforms=("cpu",),
     )
     program = lower(kernel, platforms=("cpu",))
     trainable, frozen = (

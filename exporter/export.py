@@ -85,7 +85,7 @@ def export_savedmodel(
             trainable, frozen = len(plan.model.trainable), len(plan.model.frozen)
             note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
         with progress.stage("choose") as note, plan.tracing():
-            choice = choose(plan)
+            choice = choose(plan, note)
             note(choice.summary + plan.projection_warning)
         with progress.stage("lower") as note, plan.tracing(), without_graph_optimizers():
             module = build_module(plan, choice, note)

@@ -248,7 +248,10 @@ class EngineOracle:
     def _features(self, sketch: Sketch, trace_axes: tuple[int, ...]) -> Callable[..., np.ndarray]:
         model = self._model
         wide = in_float64(model.apply_fn, model.trainable, model.frozen, self._x)
-        return _in_wide(projected_features_fn(wide, sketch, trace_axes=trace_axes, memory=_BYTES_OF_PROOF // 2))
+        fn = projected_features_fn(
+            wide, sketch, trace_axes=trace_axes, memory=_BYTES_OF_PROOF // 2, platforms=[jax.default_backend()]
+        )
+        return _in_wide(fn)
 
 
 def _shares(squares: Mapping[str, float], examples: int, outputs: int, combinations: int) -> Shares | None:
@@ -323,6 +326,7 @@ def _engine(
             trace_axes=trace_axes,
             diagonal_axes=diagonal_axes,
             memory=_BYTES_OF_PROOF // 2,
+            platforms=[jax.default_backend()],
         )
     )
 

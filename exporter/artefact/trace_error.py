@@ -118,6 +118,7 @@ def trace_error(plan: Plan, examples: int, deviation: float | None) -> TraceErro
                 trace_axes=plan.ntk.trace_axes,
                 diagonal_axes=plan.ntk.diagonal_axes,
                 coupled=plan.coupled,
+                platforms=[jax.default_backend()],
             )
             return np.asarray(jax.jit(fn)(model.trainable, model.frozen, x), np.float64)
 

@@ -24,6 +24,7 @@ def kernel_fn(
     diagonal_axes: Sequence[int],
     coupled: bool = False,
     memory: int = 1 << 30,
+    platforms: Sequence[str] | None = None,
 ) -> KernelFn:
     """J(x1) J(x2)ᵀ of `apply_fn` over its trainable parameters (Novak et al. 2022, arXiv 2206.08720).
 
@@ -34,13 +35,19 @@ def kernel_fn(
       diagonal_axes: axes of the output of which only equal positions are kept.
       coupled: whether examples of a batch influence each other's outputs.
       memory: bytes that "layerwise" may take for the features of all outputs at once; else it takes some at a time.
+      platforms: those that the kernel is lowered for, in JAX's names; None for any.
 
     Returns:
       A function to (n1, n2, ...), kept axes ordered as by `reference.contract_axes`.
     """
     if implementation == "layerwise":
         return layerwise_kernel_fn(
-            apply_fn, trace_axes=trace_axes, diagonal_axes=diagonal_axes, coupled=coupled, memory=memory
+            apply_fn,
+            trace_axes=trace_axes,
+            diagonal_axes=diagonal_axes,
+            coupled=coupled,
+            memory=memory,
+            platforms=platforms,
         )
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Any, ...], x2: tuple[Any, ...]) -> Any:

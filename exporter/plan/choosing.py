@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import jax
 
@@ -20,6 +22,7 @@ from exporter.ntk.layerwise.projected import ProjectedFeatures
 from exporter.ntk.measure import bytes_of_program
 from exporter.plan.planning import Plan
 from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule
+from exporter.progress import Note, silent
 
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
 FEWER_EXAMPLES = (16, 4)  # of a side, for which forms of features are chosen where more do not fit
@@ -77,8 +80,8 @@ class Choice:
         return f"{self.implementation}; blocks of {sizes} examples{features}"
 
 
-def choose(plan: Plan) -> Choice:
-    """Decides how the kernel is computed.
+def choose(plan: Plan, note: Note = silent) -> Choice:
+    """Decides how the kernel is computed; `note` is told how far it is.
 
     Raises:
       ExportError: not even one pair of examples fits the budget.
@@ -86,15 +89,16 @@ def choose(plan: Plan) -> Choice:
     name = "layerwise" if plan.ntk.implementation == "auto" else plan.ntk.implementation
     if plan.coupled:
         return Choice(name)
-    divided = _divided(plan) if name == "layerwise" else None
+    divided = _divided(plan, note) if name == "layerwise" else None
     choice = divided or _undivided(plan, name)
     return choice if plan.sketch is None else _with_projection(plan, choice, plan.sketch)
 
 
 def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
-    """The choice with `ntk_features`, in those of its blocks whose derivatives fit half of the budget.
+    """The choice with `ntk_features`, in blocks of one example and of the largest number that fits half of the budget.
 
-    Of the Jacobian there is never more than one site's, so mostly these are all.
+    Of the Jacobian there is never more than one site's, so mostly that is the largest block of features. One in between
+    would be no faster for each example, and takes longest of all programs to compile.
     """
     memory = int(SHARE * plan.export.memory_budget / 2)
     lowered = plan.all_outputs.lowered
@@ -109,12 +113,12 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
         )
     assert choice.schedule is not None
     sizes = choice.schedule.blocks.sizes
-    fitting = tuple(n for n in sizes if projected.bytes_at_work(n) <= memory)
-    schedule = dataclasses.replace(choice.schedule, projected=fitting or sizes[:1])
+    fitting = max((n for n in sizes if projected.bytes_at_work(n) <= memory), default=1)
+    schedule = dataclasses.replace(choice.schedule, projected=tuple(sorted({1, fitting})))
     return dataclasses.replace(choice, schedule=schedule, projected=projected)
 
 
-def _divided(plan: Plan) -> Choice | None:
+def _divided(plan: Plan, note: Note) -> Choice | None:
     """Features of each example once; None if those of three examples do not fit the budget in any number of passes."""
     budget = SHARE * plan.export.memory_budget
 
@@ -132,11 +136,18 @@ def _divided(plan: Plan) -> Choice | None:
     if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
     variables = parts.variable_specs
-    one = bytes_of_program(parts.features_here, *variables, plan.examples(1))
+    measured = itertools.count(1)
+
+    def bytes_of(*program: Any) -> int:
+        size, done = bytes_of_program(*program), next(measured)
+        note(f"memory of {done} of 3 programs", done, 3)
+        return size
+
+    one = bytes_of(parts.features_here, *variables, plan.examples(1))
     more_each = one
     if one + 5 * per_example <= budget / 2:  # or else two examples make no block, whatever they take
-        more_each = max(0, bytes_of_program(parts.features_here, *variables, plan.examples(4)) - one) // 3
-    pairs = bytes_of_program(parts.contract, *variables, parts.specs(4), parts.specs(4))
+        more_each = max(0, bytes_of(parts.features_here, *variables, plan.examples(4)) - one) // 3
+    pairs = bytes_of(parts.contract, *variables, parts.specs(4), parts.specs(4))
 
     def work(block: int) -> int:
         """Bytes of the features of a block while they are made, or of one block's and its contraction."""

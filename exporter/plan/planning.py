@@ -84,6 +84,7 @@ class Plan:
             implementation=implementation,
             coupled=self.coupled,
             memory=self.export.memory_budget // 2,  # the other half is for the site at work
+            platforms=self.export.platforms,
             **self.axes,
         )
 
@@ -113,6 +114,7 @@ class Plan:
             trace_axes=self.ntk.trace_axes,
             diagonal_axes=self.ntk.diagonal_axes,
             narrow=narrow,
+            platforms=self.export.platforms,
         )
 
     @property

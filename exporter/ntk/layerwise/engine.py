@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from exporter.ntk.layerwise import contract, lowering
+from exporter.ntk.layerwise import contract
 from exporter.ntk.layerwise.costs import SiteCost, features_bytes, site_costs
 from exporter.ntk.layerwise.features import ApplyFn, ExampleFeatures, Features
 from exporter.ntk.layerwise.hoisting import independent_first
-from exporter.ntk.layerwise.lowering import Lowering
+from exporter.ntk.layerwise.lowering import Lowering, by_platform, of_platforms
 
 Array = Any
 
@@ -31,6 +31,7 @@ class LayerwiseParts:
     Lowered for several platforms, each gets the convolutions that it is fast at.
 
     Attributes:
+      lowered: the traced model, for each way in which a platform computes it.
       passes: the kernel is the sum of the contractions of so many passes' features, each of some of the outputs.
       replaced: paths of the variables in whose place features take those that `replace` makes of them.
       variable_specs: shapes and dtypes of the trainable and the frozen variables that features take, by path.
@@ -47,10 +48,11 @@ class LayerwiseParts:
         trace_axes: Sequence[int],
         diagonal_axes: Sequence[int],
         narrow: bool = True,
+        platforms: Sequence[str] | None = None,
     ) -> None:
         """Traces the model and chooses the forms of features, those that cost least for `counts` examples a side.
 
-        The arguments are those of `ExampleFeatures`.
+        The arguments are those of `ExampleFeatures`, and the platforms that are lowered for, None for any.
         """
 
         def lowered_by(how: Lowering) -> ExampleFeatures:
@@ -69,17 +71,17 @@ class LayerwiseParts:
         x = tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x)
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
         self._arguments = (specs, x)
-        self._take(lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT), 1)
-        narrowed = self._default.narrowed
+        self._take({how: lowered_by(how) for how in of_platforms(platforms)}, 1)
+        narrowed = self._any.narrowed
         paths = [path for variables in specs for path in sorted(variables)]
         self.replaced: tuple[str, ...] = () if narrowed is None else tuple(paths[k] for k in narrowed.replaced)
         others = jax.eval_shape(self.replace, {**specs[0], **specs[1]}) if self.replaced else {}
         trainable, frozen = ({path: others.get(path, v) for path, v in part.items()} for part in specs)
         self.variable_specs: tuple[Mapping[str, Any], Mapping[str, Any]] = trainable, frozen
 
-    def _take(self, on_cpu: ExampleFeatures, default: ExampleFeatures, passes: int) -> None:
-        self._on_cpu, self._default = on_cpu, default
-        axes = default.axes
+    def _take(self, lowered: Mapping[Lowering, ExampleFeatures], passes: int) -> None:
+        self.lowered = lowered
+        axes = self._any.axes
         self._outputs = -(-axes.traced // passes) if axes.diagonal == 1 else axes.traced
         self.passes = -(-axes.traced // self._outputs)
         self.__dict__.pop("_of_one", None)
@@ -90,7 +92,7 @@ class LayerwiseParts:
         There are fewer passes if there are not so many traced outputs, and one if there are diagonal ones.
         """
         parts = copy.copy(self)
-        parts._take(self._on_cpu.fitted(counts), self._default.fitted(counts), passes)
+        parts._take({how: features.fitted(counts) for how, features in self.lowered.items()}, passes)
         return parts
 
     def replace(self, variables: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,7 +100,7 @@ class LayerwiseParts:
 
         Both sides of a kernel need the same: rounding may give another program another factor of W Wᵀ.
         """
-        narrowed = self._default.narrowed
+        narrowed = self._any.narrowed
         assert narrowed is not None
         paths = [path for part in self._arguments[0] for path in sorted(part)]
         leaves = narrowed.variables([variables.get(path) for path in paths])
@@ -107,48 +109,45 @@ class LayerwiseParts:
     @property
     def outputs(self) -> int:
         """Of one example, all passes' together."""
-        return self._default.axes.count
+        return self._any.axes.count
 
     @property
-    def lowered(self) -> tuple[ExampleFeatures, ExampleFeatures]:
-        """The traced model, as CPUs compute it and as others do."""
-        return self._on_cpu, self._default
+    def _any(self) -> ExampleFeatures:
+        """The traced model, as one of the platforms computes it: shapes are the same."""
+        return next(iter(self.lowered.values()))
 
     @property
     def bytes_at_work(self) -> int:
         """Of the derivatives and features of one example's outputs of a pass, counted from shapes."""
-        return self._outputs_of_pass * self._default.bytes_of_output
+        return self._outputs_of_pass * self._any.bytes_of_output
 
     @property
     def features_bytes(self) -> int:
         """Of the features of one example in a pass, counted from shapes."""
-        return features_bytes(self._default, self._outputs_of_pass)
+        return features_bytes(self._any, self._outputs_of_pass)
 
     @property
     def _outputs_of_pass(self) -> int:
-        return self._outputs * self._default.axes.diagonal * self._default.axes.kept
+        return self._outputs * self._any.axes.diagonal * self._any.axes.kept
 
     @property
     def fewest_bytes_at_work(self) -> int:
         """The same of as few outputs as a kernel can be computed of at a time."""
-        return self._default.axes.together * self._default.bytes_of_output
+        return self._any.axes.together * self._any.bytes_of_output
 
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""
-        return site_costs(self._default)
+        return site_costs(self._any)
 
     def features(self, trainable: Any, frozen: Any, x: tuple[Array, ...], number: Any = 0) -> Features:
         """What pass `number` of the kernel needs to know of each example: a pytree of (n, ...)."""
         basis = self._basis(number)
-        return lax.platform_dependent(
-            cpu=lambda: self._on_cpu.compute(trainable, frozen, x, basis),
-            default=lambda: self._default.compute(trainable, frozen, x, basis),
-        )
+        return by_platform(lambda how: self.lowered[how].compute(trainable, frozen, x, basis), self.lowered)
 
     def features_here(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Features:
-        """The same of the first pass for this process's own platform alone, which takes half the time to trace."""
-        features = self._on_cpu if jax.default_backend() == "cpu" else self._default
-        return features.compute(trainable, frozen, x, self._basis(0))
+        """The same of the first pass for this process's own platform, or another, alone: half the time to trace."""
+        (here,) = of_platforms([jax.default_backend()])
+        return self.lowered.get(here, self._any).compute(trainable, frozen, x, self._basis(0))
 
     def specs(self, n: int) -> Features:
         """Shapes and dtypes of the features of n examples."""
@@ -157,18 +156,18 @@ class LayerwiseParts:
     @functools.cached_property
     def _of_one(self) -> Features:
         def compute(trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Features:
-            return self._default.compute(trainable, frozen, x, self._basis(0))
+            return self._any.compute(trainable, frozen, x, self._basis(0))
 
         return jax.eval_shape(compute, *self.variable_specs, self._arguments[1])
 
     def _basis(self, number: Any) -> Array:
         """The cotangents of the outputs of a pass."""
         traced = None if self.passes == 1 else (number * self._outputs, self._outputs)
-        return self._default.axes.basis(self._default.dtype, traced=traced)
+        return self._any.axes.basis(self._any.dtype, traced=traced)
 
     def contract(self, trainable: Any, frozen: Any, features1: Features, features2: Features) -> Array:
         """The part (n1, n2, ...) of the kernel that is of a pass with these features; the variables are not used."""
-        axes = self._default.axes
+        axes = self._any.axes
         return axes.arrange(contract.contract(features1, features2), axes)
 
 
@@ -179,13 +178,15 @@ def layerwise_kernel_fn(
     diagonal_axes: Sequence[int],
     coupled: bool = False,
     memory: int = 1 << 30,
+    platforms: Sequence[str] | None = None,
 ) -> Callable[..., Array]:
     """kernel(trainable, frozen, x1, x2) = J(x1) J(x2)ᵀ as `exporter.ntk.kernel.kernel_fn` describes it.
 
     Lowered for several platforms, each gets the convolutions that it is fast at. With x2 None it is the kernel of x1
     with itself, whose features are computed once. If the derivatives of all outputs would take more than `memory`
     bytes, or on CPUs much more than fits caches, they are made for some outputs at a time. Numbers of examples may be
-    symbolic; what depends on them is then decided for ASSUMED ones.
+    symbolic; what depends on them is then decided for ASSUMED ones. `platforms` are those that are lowered for, None
+    for any: of CPUs alone, or others, tracing takes half the time.
     """
 
     def kernel(trainable: Any, frozen: Any, x1: tuple[Array, ...], x2: tuple[Array, ...] | None = None) -> Array:
@@ -211,9 +212,7 @@ def layerwise_kernel_fn(
             right = left if x2 is None or not coupled else features(x2, how)
             return _kernel(left, right, trainable, frozen, x1, x2, counts=counts, memory=memory, how=how)
 
-        total = lax.platform_dependent(
-            cpu=lambda: computed_by(lowering.CPU), default=lambda: computed_by(lowering.DEFAULT)
-        )
+        total = by_platform(computed_by, of_platforms(platforms))
         return total[0, 0] if coupled else total
 
     return kernel

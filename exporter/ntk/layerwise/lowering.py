@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,23 @@ DEFAULT = Lowering(bind, convolution.patches, jax.jit, materializes=False)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
 CPU = Lowering(_bind_on_cpu, convolution.patches_on_cpu, _compiled_once, materializes=True, cache=4 << 20)
+
+
+T = TypeVar("T")
+
+
+def of_platforms(platforms: Sequence[str] | None) -> tuple[Lowering, ...]:
+    """How these platforms, by JAX's names, are lowered for; None for any."""
+    if platforms is None:
+        return CPU, DEFAULT
+    return tuple(dict.fromkeys(CPU if platform == "cpu" else DEFAULT for platform in platforms))
+
+
+def by_platform(compute: Callable[[Lowering], T], hows: Collection[Lowering]) -> T:
+    """compute(how), of the one of these that is for the platform that is lowered for; JAX traces both."""
+    if len(hows) == 1:
+        return compute(*hows)
+    return lax.platform_dependent(cpu=lambda: compute(CPU), default=lambda: compute(DEFAULT))
 
 
 def as_on_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:

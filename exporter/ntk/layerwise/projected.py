@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jax import lax
-
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.features import ApplyFn, ExampleFeatures
+from exporter.ntk.layerwise.lowering import Lowering, by_platform, of_platforms
 from exporter.ntk.layerwise.projection import Projection
 
 Array = Any
@@ -20,45 +18,53 @@ class ProjectedFeatures:
 
     def __init__(
         self,
-        lowered: tuple[ExampleFeatures, ExampleFeatures],
+        lowered: Mapping[Lowering, ExampleFeatures],
         sketch: Sketch,
         *,
         trace_axes: Sequence[int],
         memory: int,
     ) -> None:
-        """Takes a model as it is traced for CPUs and for other platforms.
+        """Takes a traced model.
 
         Args:
-          lowered: these.
+          lowered: it, for each way in which a platform computes it.
           sketch: the projection.
           trace_axes: axes of the output, counted with the batch axis, that the kernel is averaged over.
           memory: bytes that derivatives may take; of more outputs they are made for some at a time.
         """
         self._memory = memory
-        self._on_cpu, self._default = (
-            Projection(features, sketch, trace_axes=[a - 1 for a in trace_axes], cache=how.cache)
-            for features, how in zip(lowered, (lowering.CPU, lowering.DEFAULT), strict=True)
-        )
+        self._projections = {
+            how: Projection(features, sketch, trace_axes=[a - 1 for a in trace_axes], cache=how.cache)
+            for how, features in lowered.items()
+        }
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example's features."""
-        return self._default.shape
+        return self._any.shape
 
     def bytes_at_work(self, examples: int) -> int:
         """That so many examples take at least, of one output at a time, counted from shapes."""
-        return self._default.bytes_at_work(examples, 1)
+        return self._any.bytes_at_work(examples, 1)
+
+    @property
+    def _any(self) -> Projection:
+        return next(iter(self._projections.values()))
 
     def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Array:
         """The features of examples x."""
-        return lax.platform_dependent(
-            cpu=lambda: self._on_cpu.compute(trainable, frozen, x, self._memory),
-            default=lambda: self._default.compute(trainable, frozen, x, self._memory),
+        return by_platform(
+            lambda how: self._projections[how].compute(trainable, frozen, x, self._memory), self._projections
         )
 
 
 def projected_features_fn(
-    apply_fn: ApplyFn, sketch: Sketch, *, trace_axes: Sequence[int], memory: int = 1 << 30
+    apply_fn: ApplyFn,
+    sketch: Sketch,
+    *,
+    trace_axes: Sequence[int],
+    memory: int = 1 << 30,
+    platforms: Sequence[str] | None = None,
 ) -> Callable[[Any, Any, tuple[Array, ...]], Array]:
     """features(trainable, frozen, x): (n, ..., D) with the axes of the output that are not traced, and D.
 
@@ -69,15 +75,16 @@ def projected_features_fn(
       sketch: the projection; it is on the paths and shapes of `trainable`.
       trace_axes: axes of the output, counted with the batch axis and not negative, over which the kernel is averaged.
       memory: bytes that derivatives may take; of more outputs they are made for some at a time.
+      platforms: those that are lowered for; None for any.
     """
 
     def features(trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Array:
-        def lowered_by(how: lowering.Lowering) -> ExampleFeatures:
+        def lowered_by(how: Lowering) -> ExampleFeatures:
             return ExampleFeatures(
                 apply_fn, trainable, frozen, x, counts=(1, 1), trace_axes=trace_axes, diagonal_axes=(), how=how
             )
 
-        lowered = lowered_by(lowering.CPU), lowered_by(lowering.DEFAULT)
+        lowered = {how: lowered_by(how) for how in of_platforms(platforms)}
         return ProjectedFeatures(lowered, sketch, trace_axes=trace_axes, memory=memory)(trainable, frozen, x)
 
     return features
