@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 for name in ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "exporter"):
@@ -57,7 +58,7 @@ def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str)
             call.add_done_callback(lambda _: made.write(b"."))
         wait(asked.values(), return_when=FIRST_EXCEPTION)
         pool.shutdown(cancel_futures=True)
-        results = {key: call.result() for key, call in asked.items()}
+        results: dict[str, Any] = {key: call.result() for key, call in asked.items()}
     seconds["first_calls"] = time.perf_counter() - start
     np.savez(outputs_path, seconds=np.frombuffer(json.dumps(seconds).encode(), np.uint8), **results)
 

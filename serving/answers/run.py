@@ -27,7 +27,7 @@ from serving.shared.disk import size_of
 from serving.shared.exports import ManifestError, are_answers
 from serving.shared.manifest_signature import write_manifest
 from serving.shared.progress import waiting
-from serving.shared.staging import StagingError, stage_version
+from serving.shared.staging import StagingError, stage_version, writable_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,15 @@ def run_fit(options: Options, say: Say) -> Path:
     exported = Exported(export)
     method = reference.choose_method(options.method, exported, rows.data.rows, options.memory)
     workers = Workers(options.scheduler, options.workers, options.wait)
-    parent = options.output.absolute().parent
+    try:
+        directory = writable_directory(options.output.absolute())
+    except StagingError as error:
+        raise FitError(str(error)) from error
     name = f".{options.output.name}.ntk-fit-{export.digest[:6]}{rows.digest[:6]}"
-    store, outputs = parent / f"{name}.zarr", parent / f"{name}-outputs.zarr"
+    store, outputs = directory / f"{name}.zarr", directory / f"{name}-outputs.zarr"
+    if options.scheduler and method == "exact":
+        say("method", "exact, in this process: without the scheduler")
     with writing.disk_errors(options.output):
-        if method == "features":
-            parent.mkdir(parents=True, exist_ok=True)
         if options.scheduler and method == "features":
             output = reference.outputs_by_workers(export, rows, outputs, workers, options.worker_memory, say)
         else:

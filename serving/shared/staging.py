@@ -72,7 +72,7 @@ def stage_version(base_dir: Path, command: str) -> Iterator[Staging]:
       StagingError: `base_dir` is not a directory, or none of these can be written to.
     """
     base_dir = Path(os.path.abspath(base_dir))
-    parent = _writable_directory(base_dir)
+    parent = writable_directory(base_dir)
     prefix = f".{base_dir.name}.{command}-"
     for left_over in parent.glob(f"{prefix}*"):
         _remove_if_unlocked(left_over)
@@ -102,7 +102,12 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
                 return path, lock
 
 
-def _writable_directory(base_dir: Path) -> Path:
+def writable_directory(base_dir: Path) -> Path:
+    """Where a version of a base directory, which need not exist, is written: beside it, above it, or in it.
+
+    Raises:
+      StagingError: there is no such place.
+    """
     existing = next(p for p in (base_dir, *base_dir.parents) if p.exists())
     if not existing.is_dir():
         raise StagingError(
