@@ -35,7 +35,7 @@ def long_names():
 
 MODELS = {
     "long_names": long_names,
-    **{name: models.by_id(name).build for name in ("mlp", "keras2_cnn", "conv_lstm", "dict_outputs", "attention")},
+    **{name: models.by_id(name).build for name in ("mlp", "keras2_cnn", "conv_lstm", "dict_outputs")},
 }
 CONFIG = ExportConfig(signatures=("ntk", "ntk_with_params"), platforms=("cpu",))
 
