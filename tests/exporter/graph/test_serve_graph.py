@@ -123,7 +123,7 @@ def served(fn, resident=2, joined=1):
 
 @pytest.mark.parametrize("fn", [plain, kept])
 def test_pairwise_of_any_numbers_of_examples(fn):
-    for n1, n2 in itertools.product(EXAMPLES, EXAMPLES):
+    for n1, n2 in itertools.product((0, 1, 3, 4, 7, 13, 22), repeat=2):
         x1, x2 = examples(n1), examples(n2, seed=1)
         result = served(fn).pairwise(x1, x2)
         assert result.shape == (n1, n2, *TAIL[fn])
