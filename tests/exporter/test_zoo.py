@@ -30,7 +30,7 @@ def _assert_close(actual, expected, rtol):
 
 
 def test_forward_equals_tensorflow_at_any_batch_size(zoo):
-    """Lowered for all of them, run on none, and in float64: loops, lists and constants widen with the arguments."""
+    """Lowered for all of them, and in float64: loops, lists and constants widen with the arguments."""
     entry, model, plan = zoo
     functional = plan.model
     variables = (dict(functional.trainable), dict(functional.frozen))
@@ -49,13 +49,14 @@ def test_forward_equals_tensorflow_at_any_batch_size(zoo):
         wide = apply(*_widen((*variables, inputs)))
     assert wide.dtype == np.float64
     _assert_close(wide, expected, 2e-6)
-    assert apply(*variables, models.random_inputs(functional.inputs, 0)).shape == (0, *functional.output.shape[1:])
 
 
 def test_default_kernel_is_within_5e_6_of_the_float64_reference(zoo):
     """The function that is lowered. What lowering and serving add is the same for all models."""
     _, _, plan = zoo
-    arguments = (plan.model.trainable, plan.model.frozen, models.random_inputs(plan.model.inputs, 3, seed=2))
-    kernel = jax.jit(plan.kernel("layerwise"))(*arguments)
+    variables = (plan.model.trainable, plan.model.frozen)
+    x = models.random_inputs(plan.model.inputs, 3, seed=2)
+    sides = (tuple(a[rows] for a in x) for rows in (slice(2), slice(1, 3)))  # as many on both: traced once
+    kernel = jax.jit(plan.kernel("layerwise"))(*variables, *sides)
     assert kernel.dtype == np.float32
-    _assert_close(kernel, reference_ntk(plan.model.apply_fn, *arguments, **plan.axes), 5e-6)
+    _assert_close(kernel, reference_ntk(plan.model.apply_fn, *variables, x, **plan.axes)[:2, 1:], 5e-6)
