@@ -9,7 +9,6 @@ import sys
 import textwrap
 
 import export_models
-import jax
 import keras
 import models
 import numpy as np
@@ -21,7 +20,6 @@ import exporter
 from exporter.config import SIGNATURES, ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.export import explain, export_savedmodel
-from exporter.ntk.reference import reference_ntk
 from exporter.plan import signatures
 from exporter.plan.planning import make_plan
 
@@ -32,22 +30,6 @@ def exports_with(signature, coupled=True):
     """The exports with that signature, with or without the one whose examples influence each other."""
     names = [name for name, (_, _, export) in export_models.EXPORTS.items() if signature in export.signatures]
     return pytest.mark.parametrize("name", [name for name in names if coupled or name != "coupled"])
-
-
-# Every model of the zoo: the function that is lowered. What lowering and serving add is the same for all of them.
-
-
-@pytest.mark.parametrize("entry", models.ZOO, ids=lambda entry: entry.id)
-def test_default_kernel_is_within_5e_6_of_the_float64_reference(entry):
-    plan = make_plan(entry.build(), NtkConfig(output=entry.options.get("output")), ExportConfig())
-    model = plan.model
-    x1 = models.random_inputs(model.inputs, 3, seed=2)
-    x2 = tuple(a[1:] for a in x1)
-    kernel = jax.jit(plan.kernel("layerwise"))(model.trainable, model.frozen, x1, x2)
-    expected = reference_ntk(model.apply_fn, model.trainable, model.frozen, x1, **plan.axes)[:, 1:]
-    assert kernel.shape == expected.shape
-    assert kernel.dtype == np.float32
-    assert np.max(np.abs(kernel - expected)) <= 5e-6 * np.max(np.abs(expected))
 
 
 # Values

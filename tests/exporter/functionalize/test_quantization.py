@@ -1,5 +1,6 @@
 """Frozen layers that are quantized to integers, beside trainable ones: their derivative is TensorFlow's."""
 
+import jax
 import jax.numpy as jnp
 import keras
 import models
@@ -81,9 +82,9 @@ def test_kernel_is_that_of_tensorflows_derivative(builder):
     x = models.random_inputs(functional.inputs, 4)
     reference = reference_ntk(functional.apply_fn, functional.trainable, functional.frozen, x)
     assert difference(tf_kernel(model, x[0]), reference) < 1e-5
-    layerwise = layerwise_kernel_fn(functional.apply_fn, trace_axes=(1,), diagonal_axes=())
-    assert difference(layerwise(functional.trainable, functional.frozen, x, x), reference) < 1e-5
-    outputs = functional.apply_fn(functional.trainable, functional.frozen, x)
+    layerwise = jax.jit(layerwise_kernel_fn(functional.apply_fn, trace_axes=(1,), diagonal_axes=()))
+    assert difference(layerwise(functional.trainable, functional.frozen, x), reference) < 1e-5
+    outputs = jax.jit(functional.apply_fn)(functional.trainable, functional.frozen, x)
     assert difference(outputs, functional.original(x)) < 1e-5
 
 
@@ -91,10 +92,12 @@ def test_derivatives_of_other_implementations():
     functional = functionalize(dense())
     x = models.random_inputs(functional.inputs, 4)
     reference = reference_ntk(functional.apply_fn, functional.trainable, functional.frozen, x)
-    ntk_fn = empirical_ntk_fn(
-        lambda params, x: functional.apply_fn(params, functional.frozen, x),
-        vmap_axes=0,
-        implementation="structured_derivatives",
+    ntk_fn = jax.jit(
+        empirical_ntk_fn(
+            lambda params, x: functional.apply_fn(params, functional.frozen, x),
+            vmap_axes=0,
+            implementation="structured_derivatives",
+        )
     )
     params = {path: jnp.asarray(value) for path, value in functional.trainable.items()}
     assert difference(ntk_fn(x, None, params), reference) < 1e-5
@@ -111,7 +114,7 @@ def test_weights_of_four_bits():
 def test_quantized_within_half_precision():
     functional = functionalize(mixed(), keep_half=True)
     x = models.random_inputs(functional.inputs, 4)
-    outputs = functional.apply_fn(functional.trainable, functional.frozen, x)
+    outputs = jax.jit(functional.apply_fn)(functional.trainable, functional.frozen, x)
     assert difference(outputs, functional.original(x)) < 2**-6
     functionalize(mixed())
 

@@ -31,18 +31,27 @@ def _assert_equal(function, *arrays, gradient=True, rtol=2e-5):
         expected = tf.nest.flatten(function(*tensors))
         weights = [np.random.default_rng(i).normal(size=e.shape).astype(np.float32) for i, e in enumerate(expected)]
         total = tf.add_n([tf.reduce_sum(tf.cast(e, tf.float32) * w) for e, w in zip(expected, weights, strict=True)])
-    actual = jax.jit(converted)(*arrays)
+
+    @jax.jit
+    def compute(*values):
+        if not gradient:
+            return converted(*values), ()
+
+        def combine(*some):
+            outputs = converted(*(dict(enumerate(values)) | dict(zip(floating, some, strict=True))).values())
+            return sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), outputs
+
+        grads, outputs = jax.grad(combine, range(len(floating)), has_aux=True)(*(values[i] for i in floating))
+        return outputs, grads
+
+    actual, gradients = compute(*arrays)
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol)
     if gradient:
-
-        def combine(*values):
-            return sum((y * w).sum() for y, w in zip(converted(*values), weights, strict=True))
-
         theirs = tape.gradient(total, [tensors[i] for i in floating], unconnected_gradients="zero")
-        for ours, their in zip(jax.jit(jax.grad(combine, floating))(*arrays), theirs, strict=True):
+        for ours, their in zip(gradients, theirs, strict=True):
             np.testing.assert_allclose(ours, tf.convert_to_tensor(their), rtol=1e-4, atol=1e-4)
     return library
 

@@ -4,11 +4,12 @@ import export_models
 import numpy as np
 import pytest
 
-from exporter.config import NtkConfig
+from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.monitor.kernel import KernelNow
 from exporter.monitor.sample import draw
 from exporter.ntk.reference import reference_ntk
+from exporter.plan.planning import make_plan
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
 
@@ -18,14 +19,16 @@ def model():
     return export_models.many_outputs()
 
 
+@pytest.fixture(scope="module")
+def expected(model):
+    plan = make_plan(model, NtkConfig(), ExportConfig()).model
+    x = draw(X, None, 40, seed=0).inputs[""]
+    return reference_ntk(plan.apply_fn, plan.trainable, plan.frozen, (x,), trace_axes=(1,))
+
+
 @pytest.mark.parametrize(("memory", "block"), [(1 << 30, 40), (1 << 15, 8), (1 << 12, 1)])  # in 1, 4 and 6 passes
-def test_of_any_memory(model, memory, block):
-    sample = draw(X, None, 40, seed=0)
-    kernel = KernelNow(model, NtkConfig(), sample, memory)
-    parts = kernel._plan.differentiated
-    expected = reference_ntk(
-        parts.apply_fn, parts.trainable, parts.frozen, (sample.inputs[""],), trace_axes=(1,), diagonal_axes=()
-    )
+def test_of_any_memory(model, expected, memory, block):
+    kernel = KernelNow(model, NtkConfig(), draw(X, None, 40, seed=0), memory)
     np.testing.assert_allclose(kernel(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert kernel.smallest == block
 

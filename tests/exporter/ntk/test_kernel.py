@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explicit_kernels import contracted
 
 from exporter.config import IMPLEMENTATIONS as CONFIGURABLE
 from exporter.ntk.kernel import Undivided, coupled_diagonal_fn, diagonal_fn, kernel_fn, swap_permutation
@@ -39,22 +42,22 @@ def assert_close(kernel, expected, rtol=1e-5):
     assert np.max(np.abs(kernel - expected)) <= rtol * np.max(np.abs(expected))
 
 
-@each_axes
-def test_equals_the_float64_reference(trace, diagonal):
-    axes = {"trace_axes": trace, "diagonal_axes": diagonal}
-    expected = reference_ntk(apply_fn, TRAINABLE, FROZEN, examples(4), examples(3, seed=1), **axes)
-    kernel = jax.jit(kernel_fn(apply_fn, implementation="structured_derivatives", **axes))
-    assert_close(kernel(TRAINABLE, FROZEN, examples(4), examples(3, seed=1)), expected)
+X1, X2 = examples(4), examples(3, seed=1)
+
+
+@functools.cache
+def explicit(fn, *sides):
+    """The kernel of all pairs of outputs, of examples X1 and X2 for the sides "1" and "2"."""
+    x = ({"1": X1, "2": X2}[side] for side in sides)
+    return reference_ntk(fn, TRAINABLE, FROZEN, *x, trace_axes=(), coupled=fn is coupled_apply_fn)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("coupled", [False, True])
-def test_implementations_agree(implementation, coupled):
-    fn = coupled_apply_fn if coupled else apply_fn
-    axes = {"trace_axes": (2,), "diagonal_axes": (), "coupled": coupled}
-    expected = reference_ntk(fn, TRAINABLE, FROZEN, examples(4), examples(3, seed=1), **axes)
-    kernel = jax.jit(kernel_fn(fn, implementation=implementation, **axes))
-    assert_close(kernel(TRAINABLE, FROZEN, examples(4), examples(3, seed=1)), expected)
+@pytest.mark.parametrize("fn", [apply_fn, coupled_apply_fn])
+def test_implementations_agree(implementation, fn):
+    axes = {"trace_axes": (2,), "diagonal_axes": ()}
+    kernel = jax.jit(kernel_fn(fn, implementation=implementation, coupled=fn is coupled_apply_fn, **axes))
+    assert_close(kernel(TRAINABLE, FROZEN, X1, X2), contracted(explicit(fn, "1", "2"), **axes))
 
 
 def test_frozen_variables_change_the_kernel_and_have_no_part_in_the_jacobian():
@@ -74,30 +77,31 @@ def test_parts_make_the_kernel_and_its_diagonal(divided, trace, diagonal):
     else:
         kernel = kernel_fn(apply_fn, implementation="structured_derivatives", **axes)
         parts = Undivided(kernel, (TRAINABLE, FROZEN), examples(1))
-    left, right = (jax.jit(parts.features)(TRAINABLE, FROZEN, x) for x in (examples(4), examples(3, seed=1)))
+
+    @jax.jit
+    def compute(x1, x2):
+        left, right = (parts.features(TRAINABLE, FROZEN, x) for x in (x1, x2))
+        return left, parts.contract(TRAINABLE, FROZEN, left, right), diagonal_fn(parts)(TRAINABLE, FROZEN, left)
+
+    left, kernel, rows = compute(X1, X2)
     shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), features) for features in (left, parts.specs(4))]
     assert shapes[0] == shapes[1]
-    expected = reference_ntk(apply_fn, TRAINABLE, FROZEN, examples(4), examples(3, seed=1), **axes)
-    assert_close(jax.jit(parts.contract)(TRAINABLE, FROZEN, left, right), expected)
-    rows = np.einsum("nn...->n...", reference_ntk(apply_fn, TRAINABLE, FROZEN, examples(4), **axes))
-    assert_close(jax.jit(diagonal_fn(parts))(TRAINABLE, FROZEN, left), rows)
+    assert_close(kernel, contracted(explicit(apply_fn, "1", "2"), **axes))
+    assert_close(rows, np.einsum("nn...->n...", contracted(explicit(apply_fn, "1"), **axes)))
 
 
-@each_axes
+@pytest.mark.parametrize(("trace", "diagonal"), [((-1,), ()), ((), (-2,)), ((1,), (2,))])
 def test_diagonal_of_coupled_examples(trace, diagonal):
-    axes = {"trace_axes": trace, "diagonal_axes": diagonal, "coupled": True}
-    kernel = kernel_fn(coupled_apply_fn, implementation="structured_derivatives", **axes)
-    rows = jax.jit(coupled_diagonal_fn(kernel))(TRAINABLE, FROZEN, examples(4))
-    assert_close(
-        rows, np.einsum("nn...->n...", reference_ntk(coupled_apply_fn, TRAINABLE, FROZEN, examples(4), **axes))
-    )
+    axes = {"trace_axes": trace, "diagonal_axes": diagonal}
+    kernel = kernel_fn(coupled_apply_fn, implementation="structured_derivatives", coupled=True, **axes)
+    rows = jax.jit(coupled_diagonal_fn(kernel))(TRAINABLE, FROZEN, X1)
+    assert_close(rows, np.einsum("nn...->n...", contracted(explicit(coupled_apply_fn, "1"), **axes)))
 
 
 @each_axes
 def test_swap_exchanges_the_examples(trace, diagonal):
     axes = {"trace_axes": trace, "diagonal_axes": diagonal}
-    x1, x2 = examples(4), examples(3, seed=1)
-    kernel, swapped = (reference_ntk(apply_fn, TRAINABLE, FROZEN, *x, **axes) for x in ((x1, x2), (x2, x1)))
+    kernel, swapped = (contracted(explicit(apply_fn, *sides), **axes) for sides in ("12", "21"))
     np.testing.assert_allclose(swapped, kernel.transpose(swap_permutation(3, **axes)), rtol=1e-12, atol=1e-12)
 
 
@@ -106,13 +110,12 @@ def test_swap_leaves_diagonal_axes_where_they_are():
     assert swap_permutation(2, trace_axes=(-1,), diagonal_axes=()) == (1, 0)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_one_example_that_is_not_finite_does_not_reach_the_others(implementation):
+def test_one_example_that_is_not_finite_does_not_reach_the_others():
     (x,) = examples(4)
     x[1, 2, 0], x[2, 0, 1] = np.nan, np.inf
-    axes = {"trace_axes": (-1,), "diagonal_axes": ()}
-    kernel = jax.jit(kernel_fn(apply_fn, implementation=implementation, **axes))
-    result = kernel(TRAINABLE, FROZEN, (x,), (x,))
     expected = reference_ntk(apply_fn, TRAINABLE, FROZEN, (x[::3],))
-    assert_close(result[::3, ::3], expected)
-    assert np.any(np.isnan(result[1]))
+    for implementation in IMPLEMENTATIONS:
+        kernel = jax.jit(kernel_fn(apply_fn, implementation=implementation, trace_axes=(-1,), diagonal_axes=()))
+        result = kernel(TRAINABLE, FROZEN, (x,), (x,))
+        assert_close(result[::3, ::3], expected)
+        assert np.any(np.isnan(result[1])), implementation

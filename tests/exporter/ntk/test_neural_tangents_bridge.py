@@ -93,40 +93,45 @@ def inputs(n, *shape, seed=2):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("vmap_axes", [None, 0])
 @pytest.mark.parametrize(
-    ("trace_axes", "diagonal_axes"),
-    [((-1,), ()), ((), ()), ((), (-1,)), ((1,), (0,)), ((0,), (1,)), ((0, 1), ())],
+    ("trace_axes", "diagonal_axes", "vmap_axes", "symmetric"),
+    [
+        ((-1,), (), 0, True),
+        ((), (), None, False),
+        ((), (-1,), 0, False),
+        ((1,), (0,), None, True),
+        ((0,), (1,), 0, False),
+        ((0, 1), (), None, False),
+    ],
 )
 @pytest.mark.parametrize("implementation", EXPLICIT)
-def test_fcn(implementation, trace_axes, diagonal_axes, vmap_axes):
+def test_fcn(implementation, trace_axes, diagonal_axes, vmap_axes, symmetric):
     axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes)
     ntk_fn = jax.jit(empirical_ntk_fn(fcn, **axes, vmap_axes=vmap_axes, implementation=implementation))
     params, x1 = fcn_params(), inputs(3, 4)
-    x2 = inputs(3 if 0 in trace_axes + diagonal_axes else 2, 4, seed=3)
-    for x in (x2, None):
-        np.testing.assert_allclose(ntk_fn(x1, x, params), oracle(fcn, x1, x, params, **axes), rtol=1e-9, atol=1e-12)
+    x2 = None if symmetric else inputs(3 if 0 in trace_axes + diagonal_axes else 2, 4, seed=3)
+    np.testing.assert_allclose(ntk_fn(x1, x2, params), oracle(fcn, x1, x2, params, **axes), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("trace_axes", "diagonal_axes", "vmap_axes"),
+    ("trace_axes", "diagonal_axes", "vmap_axes", "implementations"),
     [
-        ((-1,), (), 0),
-        ((3, 1), (2,), 0),
-        ((2,), (0, -1), 0),
-        ((), (2, -3), 0),
-        ((0, -2), (3,), None),
-        ((3, 1, 2, 0), (), 0),
+        ((-1,), (), 0, (1, 3)),
+        ((3, 1), (2,), 0, (2, 3)),
+        ((2,), (0, -1), 0, (1, 3)),
+        ((), (2, -3), 0, (2, 3)),
+        ((0, -2), (3,), None, (1, 3)),
+        ((3, 1, 2, 0), (), 0, (2, 3)),
     ],
 )
-@pytest.mark.parametrize("implementation", EXPLICIT)
-def test_cnn(implementation, trace_axes, diagonal_axes, vmap_axes):
+def test_cnn(trace_axes, diagonal_axes, vmap_axes, implementations):
     axes = dict(trace_axes=trace_axes, diagonal_axes=diagonal_axes)
     params, x1, x2 = cnn_params(), inputs(2, 4, 5, 2), inputs(2, 4, 5, 2, seed=3)
-    ntk_fn = jax.jit(empirical_ntk_fn(cnn, **axes, vmap_axes=vmap_axes, implementation=implementation))
-    kernel = ntk_fn(x1, x2, params)
-    np.testing.assert_allclose(kernel, oracle(cnn, x1, x2, params, **axes), rtol=1e-9, atol=1e-12)
+    expected = oracle(cnn, x1, x2, params, **axes)
+    for number in implementations:
+        kernel = jax.jit(empirical_ntk_fn(cnn, **axes, vmap_axes=vmap_axes, implementation=number))(x1, x2, params)
+        np.testing.assert_allclose(kernel, expected, rtol=1e-9, atol=1e-12, err_msg=f"implementation {number}")
 
 
 @pytest.mark.usefixtures("x64")
@@ -165,7 +170,7 @@ def test_keyword_arguments_and_axes_other_than_zero(implementation, output_axis)
     x1, x2 = inputs(3, 4).T, inputs(2, 4, seed=3).T
     scale1, scale2 = jnp.arange(1.0, 4.0), jnp.arange(5.0, 7.0)
     axes = dict(trace_axes=(1 - output_axis,), vmap_axes=(1, output_axis, dict(scale=0)))
-    ntk_fn = empirical_ntk_fn(f, **axes, implementation=implementation)
+    ntk_fn = jax.jit(empirical_ntk_fn(f, **axes, implementation=implementation))
     kernel = ntk_fn(x1, x2, params, scale=(scale1, scale2), shift=2.0)
 
     def f_of_pair(params, x_and_scale):
@@ -182,7 +187,7 @@ def test_keyword_arguments_and_axes_other_than_zero(implementation, output_axis)
 )
 def test_structured_derivatives_without_their_rules(_j_rules, _s_rules, _fwd):
     rules = dict(_j_rules=_j_rules, _s_rules=_s_rules, _fwd=_fwd)
-    ntk_fn = empirical_ntk_fn(fcn, implementation="structured_derivatives", **rules)
+    ntk_fn = jax.jit(empirical_ntk_fn(fcn, implementation="structured_derivatives", **rules))
     params, x1, x2 = fcn_params(), inputs(3, 4), inputs(2, 4, seed=3)
     np.testing.assert_allclose(ntk_fn(x1, x2, params), oracle(fcn, x1, x2, params, trace_axes=(1,)), rtol=1e-9)
 
@@ -235,15 +240,14 @@ def test_auto_measures_once_for_each_combination_of_shapes(measured):
     assert all(m.agrees and m.seconds > 0.0 for measurement in measured for m in measurement.values())
 
 
-@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
-def test_auto_measures_under_a_trace(measured, transform):
+def test_auto_measures_under_a_trace(measured):
     params, ntk_fn = fcn_params(), empirical_ntk_fn(fcn, vmap_axes=0, implementation=0)
-    batched = transform is jax.vmap
-    x1, x2 = (inputs(*((2,) if batched else ()), n, 4) for n in (3, 5))
-    kernel = transform(lambda x1, x2: ntk_fn(x1, x2, params))(x1, x2)
-    expected = ntk_fn(x1[0], x2[0], params) if batched else ntk_fn(x1, x2, params)
-    np.testing.assert_allclose(kernel[0] if batched else kernel, expected, rtol=1e-5)
-    assert len(measured) == 1  # the call outside of the transformation has the same shapes
+    x1, x2 = (inputs(2, n, 4) for n in (3, 5))
+    batched = jax.jit(jax.vmap(lambda x1, x2: ntk_fn(x1, x2, params)))(x1, x2)
+    jitted = jax.jit(ntk_fn)(x1[0], x2[0], params)
+    np.testing.assert_allclose(batched[0], jitted, rtol=1e-5)
+    np.testing.assert_allclose(ntk_fn(x1[0], x2[0], params), jitted, rtol=1e-5)
+    assert len(measured) == 1  # all calls, in a transformation and outside, have the same shapes
 
 
 def test_auto_passes_over_an_implementation_that_fails(measured):
@@ -284,12 +288,13 @@ def test_batched_and_joint_kernels_of_neural_tangents():
     nt = import_neural_tangents()
     params, x1, x2 = fcn_params(), inputs(4, 4), inputs(2, 4, seed=3)
     ntk, nngp = oracle(fcn, x1, x2, params, trace_axes=(1,)), fcn(params, x1) @ fcn(params, x2).T / 3
-    batched = nt.batch(empirical_ntk_fn(fcn, vmap_axes=0, implementation=3), batch_size=2)
+    batched = nt.batch(jax.jit(empirical_ntk_fn(fcn, vmap_axes=0, implementation=3)), batch_size=2)
     np.testing.assert_allclose(batched(x1, x2, params), ntk, rtol=1e-4)
     np.testing.assert_allclose(nt.empirical_nngp_fn(fcn)(x1, x2, params), nngp, rtol=1e-4)
-    both = nt.empirical_kernel_fn(fcn, vmap_axes=0, implementation=3)(x1, x2, ("nngp", "ntk"), params)
-    np.testing.assert_allclose(both.nngp, nngp, rtol=1e-4)
-    np.testing.assert_allclose(both.ntk, ntk, rtol=1e-4)
+    kernel_fn = nt.empirical_kernel_fn(fcn, vmap_axes=0, implementation=3)
+    both = jax.jit(lambda x1, x2: tuple(kernel_fn(x1, x2, ("nngp", "ntk"), params)))(x1, x2)
+    for kernel, expected in zip(both, (nngp, ntk), strict=True):
+        np.testing.assert_allclose(kernel, expected, rtol=1e-4)
 
 
 def test_auto_of_neural_tangents_itself(capsys):
@@ -304,7 +309,7 @@ def test_infinitely_wide_kernel_of_a_linear_network_is_its_empirical_kernel():
     init_fn, f, kernel_fn = stax.serial(stax.Flatten(), stax.Dense(3, W_std=1.5, b_std=0.5))
     x1, x2 = inputs(3, 2, 4), inputs(2, 2, 4, seed=3)
     _, params = init_fn(random.PRNGKey(0), x1.shape)
-    kernel = empirical_ntk_fn(f, vmap_axes=0, implementation=3)(x1, x2, params)
+    kernel = jax.jit(empirical_ntk_fn(f, vmap_axes=0, implementation=3))(x1, x2, params)
     np.testing.assert_allclose(kernel, kernel_fn(x1, x2, "ntk"), rtol=1e-5)
 
 
@@ -312,7 +317,7 @@ def test_prediction_of_a_network_trained_to_the_end_is_kernel_regression():
     nt = import_neural_tangents()
     params = fcn_params((4, 64, 2))
     x_train, y_train, x_test = inputs(5, 4), inputs(5, 2, seed=3), inputs(3, 4, seed=4)
-    ntk_fn = empirical_ntk_fn(fcn, vmap_axes=0, implementation=3)
+    ntk_fn = jax.jit(empirical_ntk_fn(fcn, vmap_axes=0, implementation=3))
     train_train, test_train = ntk_fn(x_train, None, params), ntk_fn(x_test, x_train, params)
     f_train, f_test = fcn(params, x_train), fcn(params, x_test)
     predict_fn = nt.predict.gradient_descent_mse(train_train, y_train)

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,13 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def value_and_gradients(fn, *args, cotangent):
-    """fn(*args) and its vjp of the cotangent, in one program."""
+def values_and_gradients(fns, *args, cotangent):
+    """Of each function fn(*args) and its vjp of the cotangent, all in one program."""
 
     @jax.jit
     def compute(*args):
-        value, vjp = jax.vjp(fn, *args)
-        return value, vjp(cotangent)
+        pairs = [jax.vjp(fn, *args) for fn in fns]
+        return [(value, vjp(cotangent)) for value, vjp in pairs]
 
     return compute(*args)
 
@@ -61,8 +63,13 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("order", ["NHWC", "NCHW"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        *zip(CONVOLUTIONS, itertools.cycle(["NHWC", "NCHW"])),
+        *(("pointwise", "NCHW"), ("dilated", "NCHW"), ("transposed", "NHWC"), ("grouped", "NHWC")),
+    ],
+)
 def test_the_same_value_and_derivatives(name, order):
     data, kernel, options = CONVOLUTIONS[name]
     spatial = "XYZ"[: len(data) - 2]
@@ -80,8 +87,9 @@ def test_the_same_value_and_derivatives(name, order):
 
     assert "conv_general_dilated" not in names(jax.make_jaxpr(products)(a, w).jaxpr)
     cotangent = normal(*jax.eval_shape(convolve, a, w).shape, seed=2)
-    expected, gradients = value_and_gradients(convolve, a, w, cotangent=cotangent)
-    result, gradients_of_products = value_and_gradients(products, a, w, cotangent=cotangent)
+    (expected, gradients), (result, gradients_of_products) = values_and_gradients(
+        [convolve, products], a, w, cotangent=cotangent
+    )
     assert result.dtype == np.float64
     np.testing.assert_allclose(result, expected, rtol=1e-13, atol=1e-13)
     for ours, theirs in zip(gradients_of_products, gradients, strict=True):

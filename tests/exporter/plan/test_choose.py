@@ -45,9 +45,9 @@ def test_auto_is_layerwise_in_features_and_their_contraction(layerwise):
     leaves = jax.tree.leaves(features)
     assert choice.features_bytes == sum(a.nbytes for a in leaves) // 3
     expected = reference_ntk(layerwise.model.apply_fn, *variables, x, **layerwise.axes)
-    kernel = choice.schedule.parts.contract(*variables, features, features)
+    kernel = jax.jit(choice.schedule.parts.contract)(*variables, features, features)
     np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-5)
-    diagonal = diagonal_fn(choice.schedule.parts)(*variables, features)
+    diagonal = jax.jit(diagonal_fn(choice.schedule.parts))(*variables, features)
     np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -81,10 +81,11 @@ def test_more_passes_for_requests_that_do_not_fit(many_outputs):
     assert more.blocks.resident_examples > 2 * schedule.blocks.resident_examples
     variables = (many_outputs.model.trainable, many_outputs.model.frozen)
     x = models.random_inputs(many_outputs.model.inputs, 5)
+    features, contract = map(jax.jit, (more.parts.features, more.parts.contract))
     total = 0.0
     for number in range(more.parts.passes):
-        features = more.parts.features(*variables, x, number)
-        total += more.parts.contract(*variables, features, features)
+        some = features(*variables, x, number)
+        total += contract(*variables, some, some)
     expected = reference_ntk(many_outputs.model.apply_fn, *variables, x, **many_outputs.axes)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
 

@@ -35,7 +35,7 @@ def long_names():
 
 MODELS = {
     "long_names": long_names,
-    **{name: models.by_id(name).build for name in ("mlp", "keras2_cnn", "conv_lstm", "dict_outputs", "attention")},
+    **{name: models.by_id(name).build for name in ("mlp", "conv_lstm", "dict_outputs")},
 }
 CONFIG = ExportConfig(signatures=("ntk", "ntk_with_params"), platforms=("cpu",))
 
@@ -92,12 +92,12 @@ def test_narrow_and_coloured_on_a_terminal(explained, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
-    console_of(stream, 80).print(explained("keras2_cnn"))
+    console_of(stream, 80).print(explained("conv_lstm"))
     assert "\x1b[36mmodel" in stream.getvalue()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
     assert max(map(len, plain.splitlines())) <= 80
     wide = Terminal()
-    console_of(wide, 200).print(explained("keras2_cnn"))
+    console_of(wide, 200).print(explained("conv_lstm"))
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", wide.getvalue()).splitlines())) <= WIDTH
 
 

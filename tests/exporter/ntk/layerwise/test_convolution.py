@@ -1,5 +1,6 @@
 """Convolutions in the forms that XLA is fast at on CPUs: the same as its own, and so are their derivatives."""
 
+import functools
 import re
 
 import jax
@@ -75,7 +76,7 @@ def with_outputs(rng, *args, **kwargs):
             return drawn
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_any_convolution(rank, groups, seed):
@@ -83,7 +84,7 @@ def test_any_convolution(rank, groups, seed):
 
 
 @pytest.mark.parametrize("stretched", ["lhs_dilation", "window_strides"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_stretched_data_of_many_positions(stretched, seed):
     """As of transposed convolutions, and of the derivatives of those with strides: each phase by XLA's own."""
     rng = np.random.default_rng(seed)
@@ -131,9 +132,9 @@ def test_three_axes_by_convolutions_of_two():
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_gathered_patches(rank, groups):
     rng = np.random.default_rng([rank, groups])
-    for _ in range(3):
+    for _ in range(2):
         eqn, _, a, _ = with_outputs(rng, rank, groups=groups)
-        np.testing.assert_array_equal(patches_on_cpu(eqn, a), patches(eqn, a))
+        np.testing.assert_array_equal(*jax.jit(lambda a, eqn=eqn: (patches_on_cpu(eqn, a), patches(eqn, a)))(a))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -141,13 +142,15 @@ def test_gathered_patches(rank, groups):
 def test_products_of_positions_folded_onto_the_data(rank, groups):
     """They give, between the data of two examples, what they give between their patches."""
     rng = np.random.default_rng([rank, groups])
-    for _ in range(4):
+    for _ in range(2):
         eqn, _, a, _ = with_outputs(rng, rank, groups=groups, lhs_dilation=(1,) * rank)
         b = rng.normal(size=a.shape)
-        under = [patches(eqn, v) for v in (a, b)]
+        compiled = jax.jit(functools.partial(patches, eqn))
+        under = [compiled(v) for v in (a, b)]
         products = rng.normal(size=(2, groups, *[under[0].shape[1]] * 2))
         want = np.einsum("gti,kgtu,gui->k", under[0], products, under[1])
-        (left, folded), (right, _) = (fold(eqn, v, products) for v in (a, b))
+        compiled = jax.jit(functools.partial(fold, eqn))
+        (left, folded), (right, _) = (compiled(v, products) for v in (a, b))
         np.testing.assert_allclose(np.einsum("gxc,kgxy,gyc->k", left, folded, right), want, atol=1e-11)
 
 

@@ -1,6 +1,7 @@
 """Last layers of many traced outputs are narrowed, and the kernel is that of all of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -119,22 +120,26 @@ def _relative_error(got, want):
     return np.max(np.abs(np.asarray(got, np.float64) - want)) / np.max(np.abs(want))
 
 
+@functools.cache
+def _reference(name):
+    fn, params, frozen, x1, x2 = NARROWED[name].make()
+    return reference_ntk(fn, params, frozen, x1, x2, **NARROWED[name].axes)
+
+
 @pytest.mark.parametrize("name", NARROWED)
 def test_narrowed(name):
     case = NARROWED[name]
     arguments = fn, params, frozen, x1, x2 = case.make()
     assert _columns(_features(case, arguments)) == F
     kernel = jax.jit(layerwise_kernel_fn(fn, **case.axes))(params, frozen, x1, x2)
-    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+    assert _relative_error(kernel, _reference(name)) < 1e-6
 
 
 @pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_left_as_they_are(name):
+    """And their kernels then are those of any function."""
     case = AS_THEY_ARE[name]
-    arguments = fn, params, frozen, x1, x2 = case.make()
-    assert _features(case, arguments).narrowed is None
-    kernel = jax.jit(layerwise_kernel_fn(fn, **case.axes))(params, frozen, x1, x2)
-    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+    assert _features(case, case.make()).narrowed is None
 
 
 def test_of_coupled_examples():
@@ -154,7 +159,12 @@ def test_of_coupled_examples():
     assert _relative_error(kernel, want) < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(NARROWED))
+SIDES = slice(4), slice(4, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["in calls", "of each position, one diagonal", "frozen, but not its bias", "trained alone", "of two axes"]
+)
 def test_in_parts(name):
     """Of one R, which `replace` makes for features of all programs."""
     case = NARROWED[name]
@@ -166,10 +176,11 @@ def test_in_parts(name):
     shapes = [jax.tree.map(lambda v: (v.shape, v.dtype), part) for part in (variables, list(parts.variable_specs))]
     assert shapes[0] == shapes[1]
     features, contract = map(jax.jit, (parts.features, parts.contract))
-    kernel = sum(
-        contract(*variables, *(features(*variables, x, number) for x in (x1, x2))) for number in range(parts.passes)
-    )
-    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+    kernel = 0
+    for number in range(parts.passes):
+        both = features(*variables, (np.concatenate([*x1, *x2]),), number)
+        kernel += contract(*variables, *(jax.tree.map(lambda a, rows=rows: a[rows], both) for rows in SIDES))
+    assert _relative_error(kernel, _reference(name)) < 1e-6
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -179,7 +190,7 @@ def test_some_outputs_at_a_time(outputs, monkeypatch):
     case = NARROWED["classifier"]
     fn, params, frozen, x1, x2 = case.make()
     kernel = jax.jit(layerwise_kernel_fn(fn, **case.axes))(params, frozen, x1, x2)
-    assert _relative_error(kernel, reference_ntk(fn, params, frozen, x1, x2, **case.axes)) < 1e-6
+    assert _relative_error(kernel, _reference("classifier")) < 1e-6
 
 
 def test_calls_no_library():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explicit_kernels import contracted
 from jax import export, lax
 from layerwise_cases import CASES, make
 
@@ -25,24 +26,29 @@ def _relative_error(got, want):
     return np.max(np.abs(np.asarray(got, np.float64) - want)) / np.max(np.abs(want))
 
 
-def _random_axes(rng, rank):
-    sort = rng.integers(0, 3, rank - 1)  # kept, traced, diagonal
-    return {"trace_axes": [int(a) + 1 for a in np.flatnonzero(sort == 1)]} | {
-        "diagonal_axes": [int(a) + 1 for a in np.flatnonzero(sort == 2)]
-    }
+TRACED, DIAGONAL, KEPT = (
+    {"trace_axes": trace, "diagonal_axes": diagonal} for trace, diagonal in (((1,), ()), ((), (1,)), ((), ()))
+)
 
 
 @functools.cache
-def _reference(name, trace_axes, diagonal_axes):
+def _explicit(name):
+    """The kernel of all pairs of a case's outputs: each is compiled once."""
     fn, params, frozen, x1, x2 = make(CASES[name])
-    return reference_ntk(fn, params, frozen, x1, x2, trace_axes=trace_axes, diagonal_axes=diagonal_axes)
+    return reference_ntk(fn, params, frozen, x1, x2, trace_axes=())
+
+
+def _reference(name, shape=(), **axes):
+    """Over these axes of a case's outputs, which are reshaped to (n, *shape)."""
+    return contracted(_explicit(name), shape, **axes)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_float64_jacobian(name):
     fn, params, frozen, x1, x2 = make(CASES[name])
+    x1 = (x1[0][1:],)  # as many as of the other side: both are traced once
     kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=()))
-    assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, (1,), ())) < 1e-6
+    assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **TRACED)[1:]) < 1e-6
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -53,56 +59,81 @@ def test_sites_get_the_expected_rules(name):
     assert tuple(site.rule.name for site in features.sites) == case.rules
 
 
-@pytest.mark.parametrize("seed", range(14))
-def test_any_axes(seed):
-    """Outputs of random shapes, each of their axes kept, traced or diagonal at random."""
-    rng = np.random.default_rng(seed)
-    name = ["mlp", "tied", "conv", "linear tail", "batch norm", "attention", "weight norm"][seed % 7]
-    fn, params, frozen, x1, x2 = make(CASES[name], seed)
-    shape = [(6,), (2, 3), (3, 2), (1, 6), (2, 1, 3)][rng.integers(5)]
+@pytest.mark.parametrize(
+    ("name", "shape", "kinds"),
+    [
+        ("mlp", (2, 3, 1), "ktd"),
+        ("tied", (3, 2), "dt"),
+        ("conv", (3, 1, 2), "dkd"),
+        ("linear tail", (2, 3, 1), "dtk"),
+        ("batch norm", (3, 2, 3), "tkt"),
+        ("attention", (2, 3), "kd"),
+        ("weight norm", (3, 2), "kk"),
+    ],
+)
+def test_any_axes(name, shape, kinds):
+    """Each axis of the outputs kept, traced or diagonal: any two kinds, and twice the same, meet somewhere."""
+    fn, params, frozen, x1, x2 = make(CASES[name])
+    trace, diagonal = ([k + 1 for k, kind in enumerate(kinds) if kind == each] for each in "td")
+    axes = {"trace_axes": trace, "diagonal_axes": diagonal}
+    kernel = jax.jit(layerwise_kernel_fn(lambda p, s, x: fn(p, s, x).reshape(-1, *shape), **axes))
+    assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, shape, **axes)) < 2e-6
 
-    def reshaped(p, s, x):
-        return fn(p, s, x).reshape(-1, *(shape if fn(p, s, x).ndim == 2 else (3, *shape)))
 
-    rank = 1 + len(shape) + (name == "batch norm")
-    axes = _random_axes(rng, rank)
-    kernel = jax.jit(layerwise_kernel_fn(reshaped, **axes))
-    want = reference_ntk(reshaped, params, frozen, x1, x2, **axes)
-    assert _relative_error(kernel(params, frozen, x1, x2), want) < 2e-6
-
-
-@pytest.mark.parametrize("name", ["conv", "tied", "attention", "weight norm"])
-@pytest.mark.parametrize("rows", [0, 30, 10**6])
-def test_both_sides_in_one_batch(name, rows, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "rows", "axes"),
+    [
+        ("conv", 0, KEPT),
+        ("conv", 30, TRACED),
+        ("tied", 30, KEPT),
+        ("tied", 10**6, TRACED),
+        ("attention", 0, TRACED),
+        ("attention", 30, KEPT),
+        ("weight norm", 30, TRACED),
+        ("weight norm", 10**6, KEPT),
+    ],
+)
+def test_both_sides_in_one_batch(name, rows, axes, monkeypatch):
     """As deep models are done; contracted side by side, all pairs at once, or, with 30 rows, some sites this way."""
     monkeypatch.setattr(engine, "MANY_SITES", 0)
     monkeypatch.setattr(contract, "MOST_ROWS", rows)
     fn, params, frozen, x1, x2 = make(CASES[name])
-    for axes in ({"trace_axes": (1,), "diagonal_axes": ()}, {"trace_axes": (), "diagonal_axes": ()}):
-        kernel = jax.jit(layerwise_kernel_fn(fn, **axes))
-        assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **axes)) < 1e-6
+    kernel = jax.jit(layerwise_kernel_fn(fn, **axes))
+    assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **axes)) < 1e-6
 
 
 NAMES = {"explicit": {"explicit", "joined"}, "gram": {"gram", "index"}, "shared": {"shared"}}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["mlp", "conv", "batched weights", "tied", "attention", "recurrent", "nested scans", "linear tail", "batch norm"],
+FORMED = (
+    *("mlp", "conv", "batched weights", "tied", "attention"),
+    *("recurrent", "nested scans", "linear tail", "batch norm"),
 )
-@pytest.mark.parametrize("form", NAMES)
-def test_every_form_gives_the_same(name, form, monkeypatch):
-    """Whatever the cost model prefers, and outputs are done with."""
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "axes"),
+    [
+        *(
+            (name, form, (TRACED, DIAGONAL, KEPT)[(k + j) % 3])
+            for k, name in enumerate(FORMED)
+            for j, form in enumerate(NAMES)
+        ),
+        ("attention", "gram", DIAGONAL),  # of the embedding
+        ("linear tail", "shared", KEPT),  # products of positions are folded
+    ],
+)
+def test_every_form_gives_the_same(name, form, axes, monkeypatch):
+    """Whatever the cost model prefers, and outputs are done with: each form of a case has other axes."""
     for other in NAMES:
         monkeypatch.setattr(Shape, f"{other}_cost", lambda *args, cost=float(other != form), **kwargs: cost)
     fn, params, frozen, x1, x2 = make(CASES[name])
-    for axes in (((), (1,)), ((), ()), ((1,), ())):
-        axes = dict(zip(("trace_axes", "diagonal_axes"), axes, strict=True))
-        features = ExampleFeatures(fn, params, frozen, x1, counts=(4, 3), **axes)
-        forms = {c.form for c in features.components}
-        assert forms <= NAMES[form] if form == "explicit" else forms & NAMES[form]
-        kernel = jax.jit(layerwise_kernel_fn(fn, **axes))
-        assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **axes)) < 1e-6
+    x1 = (x1[0][1:],)  # as many as of the other side: both are traced once
+    features = ExampleFeatures(fn, params, frozen, x1, counts=(3, 3), **axes)
+    forms = {c.form for c in features.components}
+    assert forms <= NAMES[form] if form == "explicit" else forms & NAMES[form]
+    kernel = jax.jit(layerwise_kernel_fn(fn, **axes))
+    assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **axes)[1:]) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -137,35 +168,35 @@ def test_derivatives_multiplied_with_data_are_not_shared():
     assert _relative_error(kernel(params, {}, x1, x2), reference_ntk(fn, params, {}, x1, x2)) < 1e-6
 
 
-@pytest.mark.parametrize("axes", [([1], [2]), ([2], [1]), ([1, 2], []), ([], [1, 2]), ([1], []), ([], [])])
+@pytest.mark.parametrize("axes", [([1], [2]), ([1, 2], []), ([], [1]), ([], [])])
 def test_few_outputs_at_a_time(axes):
     """Little memory means more passes, of numbers of outputs that need not divide them."""
     fn, params, frozen, x1, x2 = make(CASES["conv"])
+    scales = np.float32([1, 2, 3])
 
-    def reshaped(p, s, x):
-        return jnp.pad(fn(p, s, x), ((0, 0), (0, 1))).reshape(-1, 7, 1) * jnp.array([1.0, 2.0, 3.0])
+    def padded(p, s, x):
+        return jnp.pad(fn(p, s, x), ((0, 0), (0, 1)))[:, :, None] * scales
 
     names = dict(zip(("trace_axes", "diagonal_axes"), axes, strict=True))
-    features = ExampleFeatures(reshaped, params, frozen, x1, counts=(4, 3), **names)
+    features = ExampleFeatures(padded, params, frozen, x1, counts=(4, 3), **names)
     memory = (1 << 20) * 7 // features.outputs_at_once(1, 1 << 20) * 5
     assert features.outputs_at_once(7, memory) in (4, 5)
-    kernel = jax.jit(layerwise_kernel_fn(reshaped, memory=memory, **names))
-    want = reference_ntk(reshaped, params, frozen, x1, x2, **names)
-    assert _relative_error(kernel(params, frozen, x1, x2), want) < 1e-6
+    kernel = jax.jit(layerwise_kernel_fn(padded, memory=memory, **names))
+    want = np.pad(_explicit("conv"), ((0, 0), (0, 0), (0, 1), (0, 1)))[..., None, None] * np.outer(scales, scales)
+    assert _relative_error(kernel(params, frozen, x1, x2), contracted(want, **names)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "batched weights", "tied", "attention", "recurrent"])
+@pytest.mark.parametrize("name", ["conv", "batched weights", "attention", "recurrent"])
 def test_symbolic_numbers_of_examples(name):
     """One program for all: what is decided by numbers of examples is decided for some."""
     fn, params, frozen, x1, x2 = make(CASES[name])
-    kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=()))
+    kernel = jax.jit(layerwise_kernel_fn(fn, **TRACED))
     sides = [
         tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in x)
         for n, x in zip(export.symbolic_shape("n1, n2"), (x1, x2), strict=True)
     ]
     exported = export.export(kernel, platforms=["cpu", "cuda"])(params, frozen, *sides)
-    want = reference_ntk(fn, params, frozen, x1, x2, trace_axes=(1,))
-    assert _relative_error(exported.call(params, frozen, x1, x2), want) < 1e-6
+    assert _relative_error(exported.call(params, frozen, x1, x2), _reference(name, **TRACED)) < 1e-6
 
 
 @pytest.mark.parametrize("axes", [([1], []), ([], [1])])
@@ -261,15 +292,7 @@ def test_several_inputs():
     assert _relative_error(kernel(params, {}, x1, x2), reference_ntk(fn, params, {}, x1, x2)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "axes",
-    [
-        {"trace_axes": (2,), "diagonal_axes": ()},
-        {"trace_axes": (2,), "diagonal_axes": (1,)},
-        {"trace_axes": (), "diagonal_axes": ()},
-    ],
-)
-def test_coupled_examples(axes):
+def test_coupled_examples():
     def fn(p, s, x):
         y = jnp.tanh(x[0] @ p["w"] + p["b"])
         return ((y - y.mean(0)) * p["g"] @ p["c"]).reshape(-1, 2, 3)
@@ -278,10 +301,13 @@ def test_coupled_examples(axes):
     shapes = {"w": (5, 4), "b": (4,), "g": (4,), "c": (4, 6)}
     params = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
     x1, x2 = ((rng.normal(size=(n, 5)).astype(np.float32),) for n in (4, 3))
-    kernel = jax.jit(layerwise_kernel_fn(fn, coupled=True, **axes))
-    want = reference_ntk(fn, params, {}, x1, x2, coupled=True, **axes)
-    assert _relative_error(kernel(params, {}, x1, x2), want) < 2e-6
-    assert _relative_error(kernel(params, {}, x1), reference_ntk(fn, params, {}, x1, coupled=True, **axes)) < 2e-6
+    explicit = reference_ntk(fn, params, {}, x1, x2, coupled=True, trace_axes=())
+    for trace, diagonal in (((2,), ()), ((2,), (1,)), ((), ())):
+        axes = {"trace_axes": trace, "diagonal_axes": diagonal}
+        kernel = jax.jit(layerwise_kernel_fn(fn, coupled=True, **axes))
+        assert _relative_error(kernel(params, {}, x1, x2), contracted(explicit, **axes)) < 2e-6
+    symmetric = reference_ntk(fn, params, {}, x1, coupled=True, **axes)
+    assert _relative_error(kernel(params, {}, x1), symmetric) < 2e-6
 
 
 def test_the_basis_numbers_diagonal_then_traced_then_kept_outputs():

@@ -53,9 +53,14 @@ def model():
     return params, (rng.normal(size=(4, 5, 5, 3)).astype("f"),)
 
 
-@pytest.mark.parametrize("cache", [None, 1, 1 << 22])
-@pytest.mark.parametrize("memory", [1, 1 << 30])
-def test_parts_of_examples_outputs_and_variables(model, monkeypatch, cache, memory):
+@pytest.fixture(scope="module")
+def expected(model):
+    params, x = model
+    return reference_features(wide, params, {}, x, SKETCH, trace_axes=(2,))
+
+
+@pytest.mark.parametrize(("cache", "memory"), [(None, 1), (1, 1), (1, 1 << 30), (1 << 22, 1)])
+def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, cache, memory):
     """Blocks of factors, examples and outputs one after the other or not, and platforms where all rows move at once."""
     params, x = model
     for module, name in ((buffers, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE")):
@@ -64,7 +69,7 @@ def test_parts_of_examples_outputs_and_variables(model, monkeypatch, cache, memo
     project = Projection(features, SKETCH, trace_axes=[1], cache=cache)
     received = jax.jit(lambda p, x: project.compute(p, {}, x, memory))(params, x)
     assert received.shape == (4, 3, 16)
-    assert_close(received, reference_features(wide, params, {}, x, SKETCH, trace_axes=(2,)))
+    assert_close(received, expected)
 
 
 def test_more_outputs_than_dimensions(model):

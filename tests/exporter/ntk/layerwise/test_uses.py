@@ -147,7 +147,7 @@ def test_derivatives_of_gates_are_concatenated():
     rng = np.random.default_rng(0)
     params = {k: rng.normal(size=v).astype(np.float32) for k, v in {"w": (5, 8), "u": (4, 8)}.items()}
     x = (rng.normal(size=(3, 5)).astype(np.float32),)
-    kernel = layerwise_kernel_fn(apply_fn, trace_axes=(-1,), diagonal_axes=())
+    kernel = jax.jit(layerwise_kernel_fn(apply_fn, trace_axes=(-1,), diagonal_axes=()))
     want = reference_ntk(apply_fn, params, {}, x, x, trace_axes=(-1,), diagonal_axes=())
     assert np.max(np.abs(kernel(params, {}, x, x) - want)) < 1e-6 * np.max(np.abs(want))
 
@@ -237,23 +237,25 @@ BIASES = {
 }
 
 
-@pytest.mark.parametrize("form", ["explicit", "gram"])
 @pytest.mark.parametrize("name", BIASES)
-def test_biases_of_products(name, form, monkeypatch):
+def test_biases_of_products(name, monkeypatch):
     """They are where they can be, and the kernel is right in either case."""
     fn, shapes, shape, expected = BIASES[name]
-    monkeypatch.setattr(Shape, "gram_cost", lambda *args, **kwargs: float(form == "explicit"))
-    monkeypatch.setattr(Shape, "explicit_cost", lambda *args, **kwargs: float(form == "gram"))
     rng = np.random.default_rng(0)
     params = {k: (rng.normal(size=v) / 2).astype(np.float32) for k, v in shapes.items()}
     x1, x2 = ((rng.normal(size=(n, *shape)).astype(np.float32),) for n in (4, 3))
+    axes = {"trace_axes": (), "diagonal_axes": (1,)}
 
     def apply_fn(p, s, x):
         return fn(p, x[0])
 
-    features = ExampleFeatures(apply_fn, params, {}, x1, counts=(4, 3), trace_axes=(), diagonal_axes=(1,))
-    rows = [c.bias for c in features.components if c.bias is not None]
-    assert [features.variables[leaf] for k in rows for leaf in features.sites[k].param.leaves] == expected
-    kernel = jax.jit(layerwise_kernel_fn(apply_fn, trace_axes=(), diagonal_axes=(1,)))
-    want = reference_ntk(apply_fn, params, {}, x1, x2, trace_axes=(), diagonal_axes=(1,))
-    assert np.max(np.abs(kernel(params, {}, x1, x2) - want)) < 1e-6 * np.max(np.abs(want))
+    want = reference_ntk(apply_fn, params, {}, x1, x2, **axes)
+    for form in ("explicit", "gram"):
+        for other in ("explicit", "gram"):
+            monkeypatch.setattr(Shape, f"{other}_cost", lambda *args, cost=float(other != form), **kwargs: cost)
+        features = ExampleFeatures(apply_fn, params, {}, x1, counts=(4, 3), **axes)
+        rows = [c.bias for c in features.components if c.bias is not None]
+        assert [features.variables[leaf] for k in rows for leaf in features.sites[k].param.leaves] == expected
+        if form == "explicit" or expected:  # else it is like any kernel in this form
+            kernel = jax.jit(layerwise_kernel_fn(apply_fn, **axes))(params, {}, x1, x2)
+            assert np.max(np.abs(kernel - want)) < 1e-6 * np.max(np.abs(want)), form
