@@ -20,7 +20,7 @@ def _widen(values):
 def zoo(request):
     entry = request.param
     model = entry.build()
-    return entry, model, make_plan(model, NtkConfig(**entry.options), ExportConfig())
+    return entry, model, make_plan(model, NtkConfig(**entry.options), ExportConfig(platforms=("cpu",)))
 
 
 def _assert_close(actual, expected, rtol):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from cpu_engine import layerwise_kernel_fn
 
 from exporter.functionalize import functionalize
 from exporter.functionalize.tf_ops import GraphFunction, Library
-from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.reference import reference_ntk
 
 L = keras.layers

@@ -7,10 +7,10 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from cpu_engine import layerwise_kernel_fn
 
 from exporter.errors import ExportError
 from exporter.functionalize import functionalize
-from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.neural_tangents_bridge import empirical_ntk_fn
 from exporter.ntk.reference import reference_ntk
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cpu_engine import LayerwiseParts
 from explicit_kernels import contracted
 
 from exporter.config import IMPLEMENTATIONS as CONFIGURABLE
 from exporter.ntk.kernel import Undivided, coupled_diagonal_fn, diagonal_fn, kernel_fn, swap_permutation
-from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.reference import reference_ntk
 
 IMPLEMENTATIONS = [name for name in CONFIGURABLE if name != "auto"]

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from exporter.compat.jax_names import ClosedJaxpr, Jaxpr, dce_jaxpr
+from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.engine import LayerwiseParts
 
 N1, N2 = 5, 3
@@ -75,7 +76,8 @@ def test_counts_are_those_of_the_traced_products(name, tolerance):
     for n in (N1, N2):
         batch = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in x)
         # One lowering: what is traced for CPUs computes the same in other words.
-        jaxpr = jax.make_jaxpr(lambda p, x: parts._default.compute(p, {}, x, parts._default.axes.basis(jnp.float32)))
+        features = parts.lowered[lowering.DEFAULT]
+        jaxpr = jax.make_jaxpr(lambda p, x: features.compute(p, {}, x, features.axes.basis(jnp.float32)))
         closed = jaxpr(params, batch)
         used = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[0]
         counted += products(used)

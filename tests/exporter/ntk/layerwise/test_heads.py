@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cpu_engine import LayerwiseParts, layerwise_kernel_fn
 from jax import export
 
 from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import heads
-from exporter.ntk.layerwise.engine import LayerwiseParts, layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
 from exporter.ntk.precision import in_float64
 from exporter.ntk.reference import reference_ntk

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cpu_engine import layerwise_kernel_fn
 from explicit_kernels import contracted
 from jax import export, lax
 from layerwise_cases import CASES, make
@@ -15,7 +16,6 @@ from layerwise_cases import CASES, make
 from exporter.ntk.layerwise import contract, engine, lowering
 from exporter.ntk.layerwise import features as features_module
 from exporter.ntk.layerwise.contract import Shape
-from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
 from exporter.ntk.layerwise.outputs import OutputAxes
 from exporter.ntk.reference import reference_ntk
@@ -49,6 +49,13 @@ def test_equals_the_float64_jacobian(name):
     x1 = (x1[0][1:],)  # as many as of the other side: both are traced once
     kernel = jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=()))
     assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **TRACED)[1:]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["conv", "attention", "recurrent"])
+def test_as_other_platforms_compute_it(name):
+    fn, params, frozen, x1, x2 = make(CASES[name])
+    kernel = jax.jit(layerwise_kernel_fn(fn, platforms=("cuda", "tpu"), **TRACED))
+    assert _relative_error(kernel(params, frozen, x1, x2), _reference(name, **TRACED)) < 1e-6
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -248,7 +255,7 @@ def test_large_sides_call_one_function_on_cpus(monkeypatch):
     fn, params, frozen, x1, _ = make(CASES["convs of many positions"])
 
     def trace():
-        return jax.jit(layerwise_kernel_fn(fn, trace_axes=(1,), diagonal_axes=())).trace(params, frozen, x1, x1)
+        return jax.jit(engine.layerwise_kernel_fn(fn, **TRACED)).trace(params, frozen, x1, x1)
 
     assert "inlineable" not in trace().lower(lowering_platforms=("cpu",)).as_text()
     monkeypatch.setattr(lowering, "CPU", dataclasses.replace(lowering.CPU, cache=1 << 14))

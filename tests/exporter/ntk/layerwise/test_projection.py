@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import layerwise_cases
 import numpy as np
 import pytest
+from cpu_engine import projected_features_fn
 
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise import buffers, projection
 from exporter.ntk.layerwise.features import ExampleFeatures
-from exporter.ntk.layerwise.projected import projected_features_fn
 from exporter.ntk.layerwise.projection import Projection
 from exporter.ntk.reference_features import reference_features
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cpu_engine import layerwise_kernel_fn
 from jax import lax
 
 from exporter.ntk.layerwise.contract import Shape
-from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.layerwise.features import ExampleFeatures
 from exporter.ntk.layerwise.uses import CALLS, called, kept_derivatives, only_scaled, tilings
 from exporter.ntk.reference import reference_ntk
