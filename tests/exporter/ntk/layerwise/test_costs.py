@@ -73,12 +73,15 @@ def test_counts_are_those_of_the_traced_products(name, tolerance):
     parts, params, x = parts_of(name)
     counted = 0.0
     values = []
+    features = parts.lowered[lowering.DEFAULT]
+
+    def compute(p, x):
+        return features.compute(p, {}, x, features.axes.basis(jnp.float32))
+
     for n in (N1, N2):
         batch = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in x)
         # One lowering: what is traced for CPUs computes the same in other words.
-        features = parts.lowered[lowering.DEFAULT]
-        jaxpr = jax.make_jaxpr(lambda p, x: features.compute(p, {}, x, features.axes.basis(jnp.float32)))
-        closed = jaxpr(params, batch)
+        closed = jax.make_jaxpr(compute)(params, batch)
         used = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[0]
         counted += products(used)
         values.append(jax.eval_shape(parts.features, params, {}, batch))
