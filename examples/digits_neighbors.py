@@ -1,6 +1,9 @@
 """Nearest training images by a few thousand numbers each, in NumPy and in FAISS, beside the exact kernel's.
 
-    python -m examples.digits_neighbors
+    python -m examples.digits demo
+    python -m examples.digits_neighbors demo
+
+The first command trains a network on scikit-learn's digits and exports its kernel; the second asks the export.
 
 The kernel of pairs is a product of Jacobians; the signature `ntk_features` is a random projection of each image's own,
 so that similar images are found as in any vector database: the cosine of two images' features is about that of their
@@ -10,53 +13,46 @@ regression on features does what regression on the kernel does.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import faiss
 import numpy as np
 import tensorflow as tf
 
-from examples.digits_train import digits, train
-from exporter import ExportConfig, export_savedmodel
-from exporter.command.terminal import ConsoleProgress
+from examples.digits_regression import newest
 
 NEIGHBORS = 10
 RIDGE = 1e-3  # added to the kernel's diagonal, relative to its mean
-SIGNATURES = ("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_features")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Exports, finds neighbours in three ways, and returns the figures that it shows."""
+    """Finds neighbours in three ways, and returns the figures that it shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10, help="of the network's training")
-    parser.add_argument("--dimensions", type=int, default=4096, help="numbers for each image")
+    parser.add_argument("demo", nargs="?", type=Path, default=Path("demo"), help="directory that examples.digits wrote")
     parser.add_argument("--examples", type=int, default=1297, help="training images to search")
     parser.add_argument("--queries", type=int, default=300, help="test images to search for")
     args = parser.parse_args(argv)
 
-    data = digits()
-    model = train(data, args.epochs)
-    x, y = data["x_train"][: args.examples], data["y_train"][: args.examples]
-    queries, y_queries = data["x_test"][: args.queries], data["y_test"][: args.queries]
-    with tempfile.TemporaryDirectory() as base_dir:
-        export = ExportConfig(platforms=("cpu",), signatures=SIGNATURES, features={"dimensions": args.dimensions})
-        result = export_savedmodel(model, base_dir, export=export, progress=ConsoleProgress())
-        kernels = tf.saved_model.load(str(result.path))
-        features, features_of_queries = (kernels.ntk_features(images).numpy() for images in (x, queries))
-        exact, gram = kernels.ntk(queries, x).numpy(), kernels.ntk_symmetric(x).numpy()
-        prior = kernels.ntk_diagonal(queries).numpy()
+    with np.load(args.demo / "digits.npz") as data:
+        x, y = data["x_train"][: args.examples], data["y_train"][: args.examples]
+        queries, y_queries = data["x_test"][: args.queries], data["y_test"][: args.queries]
+    kernels = tf.saved_model.load(str(newest(args.demo / "digits_ntk")))
+    features, features_of_queries = (kernels.ntk_features(images).numpy() for images in (x, queries))
+    exact, gram = kernels.ntk(queries, x).numpy(), kernels.ntk_symmetric(x).numpy()
+    prior = kernels.ntk_diagonal(queries).numpy()
+    dimensions = features.shape[1]
     scale = np.sqrt(np.outer(prior, np.diag(gram)))
     estimate = features_of_queries @ features.T
 
     right = nearest(exact / scale)
     in_numpy = nearest(normalized(features_of_queries) @ normalized(features).T)
-    index = faiss.IndexFlatIP(args.dimensions)  # exact; others take less memory or time, and find a little less
+    index = faiss.IndexFlatIP(dimensions)  # exact; others take less memory or time, and find a little less
     index.add(normalized(features))
     _, in_faiss = index.search(normalized(features_of_queries), NEIGHBORS)
     figures = {
         "error": float(np.sqrt(np.mean(((estimate - exact) / scale) ** 2))),
-        "bound": float(np.sqrt(np.mean(1 + (exact / scale) ** 2) / args.dimensions)),
+        "bound": float(np.sqrt(np.mean(1 + (exact / scale) ** 2) / dimensions)),
         "recall in NumPy": recall(in_numpy, right),
         "recall in FAISS": recall(in_faiss, right),
         "same digit, exact kernel": float(np.mean(y[right] == y_queries[:, None])),

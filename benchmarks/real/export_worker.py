@@ -37,7 +37,7 @@ def build(task: Mapping[str, Any], report: Report) -> None:
 def export(task: Mapping[str, Any], report: Report) -> None:
     """Exports the model from its file into `task["base_dir"]`, and writes what torch needs to `task["data"]`."""
     from benchmarks.real.models import MODELS
-    from exporter import NtkConfig, export_savedmodel
+    from exporter import ExportConfig, NtkConfig, export_savedmodel
     from exporter.functionalize import functionalize
     from exporter.load import load_model
     from exporter.ntk.sampled_traces import signs
@@ -47,7 +47,8 @@ def export(task: Mapping[str, Any], report: Report) -> None:
     start = time.perf_counter()
     with stages.stage("load"):
         model = load_model(task["file"])
-    result = export_savedmodel(model, task["base_dir"], NtkConfig(**real.ntk), progress=stages)
+    ntk, config = NtkConfig(**real.ntk), ExportConfig(**real.export)
+    result = export_savedmodel(model, task["base_dir"], ntk, config, progress=stages)
     report(
         export_seconds=time.perf_counter() - start,
         bytes=sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file()),

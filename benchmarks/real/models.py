@@ -28,6 +28,7 @@ class RealModel:
       build: makes the Keras model, of one input.
       low, high: what inputs are drawn from, uniformly: the range that the model expects; whole numbers for indices.
       ntk: what the configuration says of the kernel beside its defaults.
+      export: what it says of the export.
       torch: the name of the same model in `benchmarks.torch_models`.
     """
 
@@ -38,6 +39,7 @@ class RealModel:
     high: float
     torch: str
     ntk: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def inputs(self, spec: Any, n: int) -> np.ndarray:
         """n examples of the model's input, which `spec` gives the shape and dtype of."""
@@ -184,7 +186,15 @@ _TABLE = (
     ),
 )
 # In no table: to see in half a minute whether the benchmark itself runs.
-_TRIAL = RealModel("tiny", "MLP 8-16-10", cases.CASES["tiny"].build, -1, 1, "mlp")
+_TRIAL = RealModel(
+    "tiny",
+    "MLP 8-16-10",
+    cases.CASES["tiny"].build,
+    -1,
+    1,
+    "mlp",
+    export={"platforms": "cpu", "signatures": "ntk_symmetric", "memory_budget": "64KiB"},
+)
 
 MODELS = {model.name: model for model in (*_TABLE, _TRIAL)}
 DEFAULT_MODELS = tuple(model.name for model in _TABLE)

@@ -18,7 +18,10 @@ SMALL = (
     "--examples=150",
     "--references=150",
     "--set=export.platforms=[cpu]",
-    "--set=export.signatures=[ntk_symmetric,ntk,ntk_diagonal,forward]",
+    "--set=export.signatures=[ntk_symmetric,ntk,ntk_diagonal,ntk_features,forward]",
+    "--set=export.features.dimensions=1024",
+    "--set=export.verify.examples=2",
+    "--set=export.warmup=false",
 )
 
 
@@ -118,8 +121,8 @@ def test_inside_tf_function_agrees_with_numpy_and_knows_what_it_does_not_know(ca
     assert float(left["digits with their pixels shuffled"]) > 5 * float(left["digits"])
 
 
-def test_digits_neighbors_finds_what_the_exact_kernel_finds(capsys):
-    figures = digits_neighbors.main(["--epochs=3", "--dimensions=1024", "--examples=300", "--queries=200"])
+def test_digits_neighbors_finds_what_the_exact_kernel_finds(demo, capsys):
+    figures = digits_neighbors.main([str(demo[0]), "--examples=300", "--queries=200"])
     assert figures["error"] <= 2 * figures["bound"]  # of one seed; over seeds see test_projection
     assert figures["recall in NumPy"] == pytest.approx(figures["recall in FAISS"], abs=0.01)
     assert figures["recall in FAISS"] > 0.7

@@ -107,19 +107,18 @@ def test_ntk_features(exported, name):
         assert least <= measured["error"] < 2 * measured["bound"]
 
 
-def test_features_of_an_export_after_further_training_are_of_the_same_projection(exported, tmp_path):
+def test_features_of_an_export_after_further_training_are_of_the_same_projection(exported):
     one = exported("many_outputs")
     x = one.inputs(3)
-    further = {path: (1.1 * value).astype(value.dtype) for path, value in one.plan.model.trainable.items()}
     model = tf.saved_model.load(str(one.path))
-    for path, value in further.items():
-        model.params[path].assign(value)
+    for variable in model.params.values():
+        variable.assign(1.1 * variable)
     keras.utils.clear_session()
     again = export_models.many_outputs()
     again.set_weights([1.1 * w for w in again.get_weights()])
-    config = ExportConfig(platforms="cpu", signatures=("ntk_features",), warmup=False)
-    loaded = tf.saved_model.load(str(export_savedmodel(again, tmp_path, export=config).path))
-    one.assert_close(loaded.ntk_features(*x), model.ntk_features(*x).numpy())
+    config = ExportConfig(platforms="cpu", signatures=("ntk_features",))
+    trained_further = export_models.Exported("", one.result, again, (NtkConfig(), config))
+    one.assert_close(model.ntk_features(*x), trained_further.reference_features(x))
 
 
 def test_features_of_coupled_examples_are_refused_and_left_out(exported):
@@ -270,18 +269,6 @@ def test_kept_and_diagonal_axes(exported):
 # What is written
 
 
-def test_version_follows_the_last(tmp_path):
-    base_dir = tmp_path / "models" / "mlp"
-    (base_dir / "3").mkdir(parents=True)
-    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", verify={"examples": 2})
-    ntk = NtkConfig(implementation="structured_derivatives")
-    result = export_savedmodel(models.by_id("mlp").build(), str(base_dir), ntk, config)
-    assert result.path == base_dir / "4"
-    assert (result.path / "saved_model.pb").is_file()
-    assert os.listdir(tmp_path / "models") == ["mlp"]
-    assert sorted(os.listdir(base_dir)) == ["3", "4"]
-
-
 @each_export
 def test_manifest_is_that_of_the_result(exported, name):
     one = exported(name)
@@ -396,7 +383,7 @@ def test_saved_model_cli_shows_every_signature(exported):
             expected.add((signature, "in", f"{side}_a", "DT_FLOAT", "(-1, 4)"))
             expected.add((signature, "in", f"{side}_b", "DT_INT32", "(-1, 3)"))
         output = ("output", "(-1, 2)") if signature == "forward" else ("ntk", "(-1, -1)")
-        output = {"ntk_diagonal": ("ntk", "(-1)"), "ntk_features": ("features", "(-1, 4096)")}.get(signature, output)
+        output = {"ntk_diagonal": ("ntk", "(-1)"), "ntk_features": ("features", "(-1, 256)")}.get(signature, output)
         expected.add((signature, "out", output[0], "DT_FLOAT", output[1]))
     expected |= {
         ("ntk_manifest", "in", "key", "DT_STRING", "()"),
@@ -450,15 +437,15 @@ def test_calls_of_functions_leave_their_graphs_as_they_are(exported):
     assert all(config.graph_options.rewrite_options.disable_meta_optimizer for config in configs)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "int64"])
-def test_embeddings_by_the_default_implementation(tmp_path, dtype):
+def test_embeddings_by_the_default_implementation(tmp_path):
     """Features with indices among them, of ids that TensorFlow may hold in 64 bits."""
-    ids = keras.Input((), dtype=dtype)
-    model = keras.Model(ids, keras.layers.Dense(2)(keras.layers.Embedding(1000, 8)(ids)))
+    short, long = keras.Input((), dtype="int32", name="short"), keras.Input((), dtype="int64", name="long")
+    embedded = [keras.layers.Embedding(1000, 8)(ids) for ids in (short, long)]
+    model = keras.Model([short, long], keras.layers.Dense(2)(keras.layers.Concatenate()(embedded)))
     config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", warmup=False)
-    assert (
-        max(export_savedmodel(model, tmp_path, NtkConfig(), config).manifest["verification"]["errors"].values()) < 1e-6
-    )
+    manifest = export_savedmodel(model, tmp_path, NtkConfig(), config).manifest
+    assert max(manifest["verification"]["errors"].values()) < 1e-6
+    assert manifest["implementation"] == "layerwise"
 
 
 def test_bfloat16_inputs(tmp_path):
@@ -474,7 +461,8 @@ def test_half_precision_of_the_model_is_kept_and_judged_by_it(tmp_path):
     layers = [keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)]
     for layer in layers[1:]:
         layer.dtype_policy = "mixed_bfloat16"
-    config = ExportConfig(platforms="cpu", signatures=("ntk_symmetric", "ntk_features", "forward"), warmup=False)
+    signatures = ("ntk_symmetric", "ntk_features", "forward")
+    config = export_models.small("32KiB", signatures=signatures, features={"dimensions": 256}, warmup=False)
     manifest = export_savedmodel(keras.Sequential(layers), tmp_path, NtkConfig(precision="model"), config).manifest
     verification = manifest["verification"]
     assert (verification["half"], verification["rtol"]) == ("bfloat16", 16 * 2**-7)
@@ -485,7 +473,7 @@ def test_half_precision_of_the_model_is_kept_and_judged_by_it(tmp_path):
 def test_overflow_of_half_precision(tmp_path):
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, dtype="float16", kernel_initializer="ones")])
     model.layers[0].kernel.assign(model.layers[0].kernel * 6e4)
-    config = ExportConfig(platforms="cpu", signatures=("ntk_diagonal", "forward"), warmup=False)
+    config = export_models.small("16KiB", signatures=("ntk_diagonal", "forward"), warmup=False)
     with pytest.raises(
         ExportError, match=r"forward to be finite, received .*float16 holds no more .* Use ntk\.precision"
     ):

@@ -35,7 +35,7 @@ def test_coupled_examples_are_found(tmp_path, vmap_axes):
 
 
 def test_failed_verification_leaves_nothing(tmp_path):
-    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", verify={"examples": 2, "rtol": 1e-12})
+    config = export_models.small("16KiB", signatures="ntk_diagonal", verify={"examples": 2, "rtol": 1e-12})
     ntk = NtkConfig(implementation="structured_derivatives")
     with pytest.raises(ExportError, match=r"^Verification failed: expected signature ntk_diagonal within 1e-12 of"):
         export_savedmodel(models.by_id("mlp").build(), tmp_path / "base", ntk, config)
@@ -59,7 +59,7 @@ EXPORT = """
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     ntk = NtkConfig(implementation="structured_derivatives")
-    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal")
+    config = ExportConfig(platforms="cpu", signatures="ntk_diagonal", memory_budget="16KiB")
     try:
         export_savedmodel(model, sys.argv[1], ntk, config, progress=ConsoleProgress())
     except ExportError as error:

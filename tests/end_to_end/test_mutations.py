@@ -1,5 +1,7 @@
 """What is wrong with a graph, a schedule or a signature is caught by the verification of the export, within 10 s."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from exporter.ntk.layerwise.outputs import OutputAxes
 
 def config(*signatures):
     verify = {"examples": 5, "seconds": 10}
-    return ExportConfig(platforms="cpu", signatures=signatures, warmup=False, verify=verify, memory_budget="200KiB")
+    return ExportConfig(platforms="cpu", signatures=signatures, warmup=False, verify=verify, memory_budget="16KiB")
 
 
 def model():
@@ -101,7 +103,14 @@ def test_wrong_artefact_is_not_published(mutate, signature, monkeypatch, tmp_pat
 
 
 def test_right_artefact_is_published(tmp_path):
-    result = export_savedmodel(model(), tmp_path / "base", NtkConfig(), config("ntk", "ntk_symmetric"))
+    """As the version after the last."""
+    base_dir = tmp_path / "models" / "mlp"
+    (base_dir / "3").mkdir(parents=True)
+    result = export_savedmodel(model(), str(base_dir), NtkConfig(), config("ntk", "ntk_symmetric"))
+    assert result.path == base_dir / "4"
+    assert (result.path / "saved_model.pb").is_file()
+    assert os.listdir(tmp_path / "models") == ["mlp"]
+    assert sorted(os.listdir(base_dir)) == ["3", "4"]
     verification = result.manifest["verification"]
     assert max(verification["errors"].values()) < 1e-5
     assert np.isfinite(verification["smallest_eigenvalue"])

@@ -13,9 +13,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from exporter import ExportConfig, ExportError, NtkConfig, export_savedmodel
+from exporter import ExportError, NtkConfig, export_savedmodel
 from exporter.callbacks import NtkCallback
-from exporter.config import VerifyConfig
 from exporter.functionalize.model_kinds import source_of
 from exporter.monitor.kernel import KernelNow
 from exporter.monitor.measurement import measure
@@ -92,7 +91,7 @@ def test_history_has_every_epoch(trained):
 def exported_kernel(both, tmp_path_factory):
     """kernel(x, weights) of an export of the Keras 3 model, with the weights of a model of either Keras assigned."""
     model = both["Keras 3"].model
-    config = ExportConfig(platforms=("cpu",), signatures=("ntk_symmetric",), verify=VerifyConfig(examples=2))
+    config = export_models.small("16KiB", signatures=("ntk_symmetric",), warmup=False, verify={"examples": 2})
     path = export_savedmodel(model, tmp_path_factory.mktemp("export"), export=config).path
     module = tf.saved_model.load(str(path))
     positions = {path.split(":")[0]: k for k, (path, _, _) in enumerate(source_of(model).variables)}

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,25 @@ def zoo(model_id: str) -> Callable[[], Any]:
 
 CPU = {"platforms": ("cpu",)}  # without which tests take longer
 STRUCTURED = {"implementation": "structured_derivatives"}
+
+
+def small(memory_budget: str, **options: Any) -> ExportConfig:
+    """So little memory that there are programs of two sizes of blocks only, and tests need not compile more of them."""
+    return ExportConfig(**{**CPU, "memory_budget": memory_budget, **options})
+
+
+# "many_outputs" has all that a default export has: three sizes of blocks, tiles of several, passes for large requests.
+# "cnn" has all sizes of blocks of another implementation, too.
 EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "cnn": (zoo("residual"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu", "cuda", "tpu"))),
     "many_outputs": (many_outputs, NtkConfig(), ExportConfig(**CPU)),
-    "tokens": (tokens, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"))),
-    "two_inputs": (zoo("list_inputs"), NtkConfig(), ExportConfig(**CPU)),
-    "lstm": (lstm, NtkConfig(**STRUCTURED), ExportConfig(signatures=("ntk", "forward"), input_shapes=(3,), **CPU)),
+    "tokens": (tokens, NtkConfig(**STRUCTURED), small("1MiB", signatures=("ntk", "forward"))),
+    "two_inputs": (zoo("list_inputs"), NtkConfig(), small("32KiB", features={"dimensions": 256})),
+    "lstm": (lstm, NtkConfig(**STRUCTURED), small("256KiB", signatures=("ntk", "forward"), input_shapes=(3,))),
     "module": (
         zoo("tf_module"),
         NtkConfig(**STRUCTURED),
-        ExportConfig(signatures=("ntk_diagonal", "ntk_symmetric"), **CPU),
+        small("64KiB", signatures=("ntk_diagonal", "ntk_symmetric")),
     ),
     "coupled": (
         coupled,
@@ -91,25 +101,28 @@ EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "all_axes": (
         zoo("spatial_output"),
         NtkConfig(trace_axes=(), diagonal_axes=(1,), **STRUCTURED),
-        ExportConfig(
-            signatures=("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_features"), features={"dimensions": 512}, **CPU
+        small(
+            "1MiB", signatures=("ntk", "ntk_symmetric", "ntk_diagonal", "ntk_features"), features={"dimensions": 512}
         ),
     ),
     "float64": (
         zoo("batch_norm"),
         NtkConfig(precision="float64", **STRUCTURED),
-        ExportConfig(signatures=("ntk", "forward"), verify={"rtol": 1e-12}, **CPU),
+        small("256KiB", signatures=("ntk", "forward"), verify={"rtol": 1e-12}),
     ),
 }
 
 # With operations in front of the kernel that stay TensorFlow; their inputs cannot be random numbers.
 PREPROCESSED: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
-    "sentences": (preprocessing_models.sentences, NtkConfig(), ExportConfig(**CPU)),
+    "sentences": (preprocessing_models.sentences, NtkConfig(), small("32KiB", features={"dimensions": 256})),
     "pictures": (
         preprocessing_models.decoding,
         NtkConfig(**STRUCTURED),
-        ExportConfig(
-            signatures=("ntk_diagonal", "forward"), examples=preprocessing_models.pictures_file(), warmup=False, **CPU
+        small(
+            "256KiB",
+            signatures=("ntk_diagonal", "forward"),
+            examples=preprocessing_models.pictures_file(),
+            warmup=False,
         ),
     ),
 }
@@ -122,12 +135,17 @@ class Exported:
     name: str
     result: ExportResult
     model: Any
-    plan: Plan
+    configuration: tuple[NtkConfig, ExportConfig]
 
     @property
     def path(self) -> Path:
         """The version's directory."""
         return self.result.path
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """Of the same model, for those tests that ask for more than the export."""
+        return make_plan(self.model, *self.configuration)
 
     @functools.cached_property
     def loaded(self) -> Any:
@@ -137,11 +155,12 @@ class Exported:
     @property
     def rtol(self) -> float:
         """How close to the float64 reference it must be, relative to the largest entry."""
-        return 1e-12 if self.plan.ntk.precision == "float64" else 1e-5
+        return 1e-12 if self.configuration[0].precision == "float64" else 1e-5
 
     def inputs(self, n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
         """n random examples."""
-        return models.random_inputs(self.plan.model.inputs, n, seed)
+        specs = [types.SimpleNamespace(**entry) for entry in self.result.manifest["inputs"]]
+        return models.random_inputs(specs, n, seed)
 
     def argument(self, x: tuple[np.ndarray, ...]) -> Any:
         """Examples as the methods take them."""
@@ -173,11 +192,10 @@ def export(name: str, directory: Path) -> Exported:
     build, ntk, config = {**EXPORTS, **PREPROCESSED}[name]
     keras.utils.clear_session()  # so that variables have the same names in all processes
     model = build()
-    plan = make_plan(model, ntk, config)
     base_dir = directory / name
     with open(directory / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not base_dir.exists():
-            return Exported(name, export_savedmodel(model, base_dir, ntk, config), model, plan)
+            return Exported(name, export_savedmodel(model, base_dir, ntk, config), model, (ntk, config))
     path = base_dir / "1"
-    return Exported(name, ExportResult(path, json.loads((path / MANIFEST).read_text())), model, plan)
+    return Exported(name, ExportResult(path, json.loads((path / MANIFEST).read_text())), model, (ntk, config))

@@ -94,7 +94,7 @@ def test_the_file_is_small(exported):
 
 
 def test_loading_a_damaged_file(exported, tmp_path):
-    one = exported("tokens")
+    one = exported("cnn")
     tf.io.gfile.makedirs(str(tmp_path / "assets.extra"))
     (tmp_path / FILE).write_bytes(b"no records, but long enough to be taken for one")
     with pytest.raises(ValueError, match="is no file of warmup requests: "):
@@ -104,7 +104,9 @@ def test_loading_a_damaged_file(exported, tmp_path):
 
 
 _SCRIPT = """
-import json, resource, sys, numpy as np, pathlib, serving, tensorflow as tf
+import sys
+sys.modules["keras"] = None
+import json, resource, numpy as np, pathlib, serving, tensorflow as tf
 def programs():
     return len(list(pathlib.Path(sys.argv[2]).iterdir()))
 def megabytes():
@@ -128,9 +130,9 @@ def difference(k, n1, n2):
     if k % 5 == 3:
         return model.ntk_diagonal(x1) - np.diag(full)[:n1]
     return model.forward(x1) - forward[:n1]
-for k in range(200):
+for k in range(100):
     worst = max(worst, np.max(np.abs(difference(k, *rng.integers(0, 301, 2))), initial=0.0))
-    if k in (20, 199):
+    if k in (20, 99):
         sizes.append(megabytes())
 model.ntk_with_params(x[:70], x[:3], dict(model.params))
 np.save(sys.argv[3], full)
@@ -161,5 +163,5 @@ def test_no_request_compiles_anything_after_the_warmup(exported, tmp_path):
     x = np.random.default_rng(0).standard_normal((300, 6)).astype(np.float32)
     one.assert_close(np.load(kernel), one.reference((x,)))
     written = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-    run("import sys, serving; serving.load(sys.argv[1], warmup=True)")
+    run("import sys; sys.modules['keras'] = None; import serving; serving.load(sys.argv[1], warmup=True)")
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == written

@@ -90,6 +90,7 @@ def test_export(tmp_path):
         features={"dimensions": 512},
         warmup=False,
         verify={"examples": 4},
+        memory_budget="32KiB",
     )
     result = export_savedmodel(model, tmp_path, ntk, config)
     told = result.manifest["trace"]
