@@ -22,14 +22,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
+def directory_of_all_workers(tmp_path_factory):
+    """For what one worker makes and all use, under a lock."""
+    directory = tmp_path_factory.getbasetemp()
+    return directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory
+
+
+@pytest.fixture(scope="session")
+def exported(directory_of_all_workers):
     """`exported(name)` is an `export_models.Exported`: made when a test first asks for it, and shared by all tests."""
     import export_models
 
-    directory = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        directory = directory.parent  # of all workers
-    return functools.cache(lambda name: export_models.export(name, directory))
+    return functools.cache(lambda name: export_models.export(name, directory_of_all_workers))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import io
 import os
@@ -10,17 +11,25 @@ import re
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
+import zarr
 
+import serving
 from exporter import load_config
 from exporter.config import ExportConfig, FeaturesConfig, NtkConfig, VerifyConfig
+from serving.local_server import LocalServer, ModelOptions
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    """The code blocks of a page that are of a language, "" for none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [block for written, block in found if written == language]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -81,3 +90,80 @@ def test_the_site_is_built_without_warnings_and_fetches_nothing(tmp_path):
         assert not re.search(r"<(script|link|img)[^>]*https?://", page.read_text()), page.name
     assert "whether requests for TensorFlow Serving" in (tmp_path / "site/configuration.html").read_text()
     assert "NtkCallback" in (tmp_path / "site/api.html").read_text()
+
+
+# Python blocks, in the directory where the pages' demo was made. The others are run elsewhere, or cannot be here.
+ELSEWHERE = {
+    ("features.md", "import hashlib"): "test_count_sketch.py",
+    ("monitor_training.md", "import keras"): "test_the_example_of_monitor_training_runs",
+    ("datasets.md", "from dask_jobqueue import SLURMCluster"): "needs SLURM",
+    ("datasets.md", "from dask_kubernetes.operator import KubeCluster, make_cluster_spec"): "needs Kubernetes",
+}
+PYTHON = {
+    page: [block for block in blocks(page, "python") if (page.name, block.splitlines()[0]) not in ELSEWHERE]
+    for page in PAGES
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
+def test_python_blocks_run(page, demo, tmp_path, monkeypatch):
+    """One after the other, of names that the text before them speaks of, with a server where they ask one."""
+    directory, *_ = demo
+    for name, target in {"demo": directory, "answers": directory / "digits_answers"}.items():
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    with np.load(directory / "digits.npz") as digits:
+        x1, x2, x = (digits["x_test"][:n] for n in (2, 3, 20))
+        y = digits["y_test"][:20]
+    _save_store(tmp_path / "digits.zarr")
+    model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    names = {"x1": x1, "x2": x2, "x": x, "y": y, "model": model, "tf": tf, "serving": serving}
+    names["new_value"] = keras.models.load_model(directory / "digits.keras").get_layer("logits").kernel.numpy()
+    asked = [
+        ModelOptions(directory / f"digits_{kind}", name) for kind, name in (("ntk", "digits"), ("answers", "answers"))
+    ]
+    with contextlib.ExitStack() as stack:
+        address = "localhost:8500"
+        if any(address in block for block in PYTHON[page]):
+            address = stack.enter_context(
+                LocalServer([ModelOptions(path, name) for name, path in served.items()])
+            ).grpc_address
+        for block in PYTHON[page]:
+            exec(compile(block.replace("localhost:8500", address), page.name, "exec"), names)
+
+
+def _save_store(path):
+    """What `ntk-dataset` writes, as far as a page reads it."""
+    group = zarr.open_group(path, mode="w")
+    group.create_array("kernel", data=np.eye(6, dtype=np.float32))
+    group.create_array("y", data=np.arange(6))
+    group.attrs["ntk_dataset"] = {"kind": "kernel"}
+
+
+def test_every_python_block_is_run_somewhere():
+    written = {(page.name, block.splitlines()[0]) for page in PAGES for block in blocks(page, "python")}
+    assert set(ELSEWHERE) <= written
+
+
+COMMANDS = {
+    "ntk-export": "exporter.command.main",
+    "ntk-serve": "serving.start.main",
+    "ntk-bundle": "serving.bundle.main",
+    "ntk-doctor": "serving.doctor.main",
+    "ntk-dataset": "serving.dataset.main",
+    "ntk-fit": "serving.answers.main",
+    "ntk-report": "serving.report.main",
+}
+
+
+def test_commands_have_the_flags_that_pages_show():
+    shown = {}
+    for page in PAGES:
+        for code in [*blocks(page, ""), *re.findall(r"`(ntk-[^`]*)`", page.read_text())]:
+            for name, rest in re.findall(r"\b(ntk-(?!exporter)\w+)((?:.|\n +|\\\n)*)", code):
+                shown.setdefault(name, set()).update(re.findall(r"--(\w+)", rest))
+    assert set(shown) == set(COMMANDS)
+    for name, given in shown.items():
+        known = importlib.import_module(COMMANDS[name])._COMMAND.flags
+        assert [flag for flag in given if flag not in known and flag not in ("help", "verbosity")] == [], name

@@ -1,8 +1,6 @@
 """The examples, small: each runs, and finds what it says."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +10,6 @@ from examples import digits, digits_neighbors, inside_tf_function, kernel_while_
 
 # Keras 3.15 and TensorFlow 2.21 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-SMALL = (
-    "--epochs=4",
-    "--examples=150",
-    "--references=150",
-    "--set=export.platforms=[cpu]",
-    "--set=export.signatures=[ntk_symmetric,ntk,ntk_diagonal,ntk_features,forward]",
-    "--set=export.features.dimensions=1024",
-    "--set=export.verify.examples=2",
-    "--set=export.warmup=false",
-)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The directory of a small demo, and what it printed."""
-    output = tmp_path_factory.mktemp("examples") / "demo"
-    command = [sys.executable, "-m", "examples.digits", str(output), *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return output, done.stdout, done.stderr
 
 
 def test_demo_writes_the_savedmodel_where_it_says_and_nothing_else(demo):
