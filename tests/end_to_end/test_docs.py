@@ -99,6 +99,7 @@ ELSEWHERE = {
     ("datasets.md", "from dask_jobqueue import SLURMCluster"): "needs SLURM",
     ("datasets.md", "from dask_kubernetes.operator import KubeCluster, make_cluster_spec"): "needs Kubernetes",
 }
+SERVED = {"digits": "ntk", "answers": "answers"}
 PYTHON = {
     page: [block for block in blocks(page, "python") if (page.name, block.splitlines()[0]) not in ELSEWHERE]
     for page in PAGES
@@ -120,15 +121,11 @@ def test_python_blocks_run(page, demo, tmp_path, monkeypatch):
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     names = {"x1": x1, "x2": x2, "x": x, "y": y, "model": model, "tf": tf, "serving": serving}
     names["new_value"] = keras.models.load_model(directory / "digits.keras").get_layer("logits").kernel.numpy()
-    asked = [
-        ModelOptions(directory / f"digits_{kind}", name) for kind, name in (("ntk", "digits"), ("answers", "answers"))
-    ]
+    served = [ModelOptions(directory / f"digits_{kind}", name) for name, kind in SERVED.items()]
     with contextlib.ExitStack() as stack:
         address = "localhost:8500"
         if any(address in block for block in PYTHON[page]):
-            address = stack.enter_context(
-                LocalServer([ModelOptions(path, name) for name, path in served.items()])
-            ).grpc_address
+            address = stack.enter_context(LocalServer(served)).grpc_address
         for block in PYTHON[page]:
             exec(compile(block.replace("localhost:8500", address), page.name, "exec"), names)
 
