@@ -85,9 +85,9 @@ def small(memory_budget: str, **options: Any) -> ExportConfig:
 EXPORTS: dict[str, tuple[Callable[[], Any], NtkConfig, ExportConfig]] = {
     "cnn": (zoo("residual"), NtkConfig(**STRUCTURED), ExportConfig(platforms=("cpu", "cuda", "tpu"))),
     "many_outputs": (many_outputs, NtkConfig(), ExportConfig(**CPU)),
-    "tokens": (tokens, NtkConfig(**STRUCTURED), small("1MiB", signatures=("ntk", "forward"))),
+    "tokens": (tokens, NtkConfig(), small("1MiB", signatures=("ntk", "forward"))),
     "two_inputs": (zoo("list_inputs"), NtkConfig(), small("32KiB", features={"dimensions": 256})),
-    "lstm": (lstm, NtkConfig(**STRUCTURED), small("256KiB", signatures=("ntk", "forward"), input_shapes=(3,))),
+    "lstm": (lstm, NtkConfig(), small("256KiB", signatures=("ntk", "forward"), input_shapes=(3,))),
     "module": (
         zoo("tf_module"),
         NtkConfig(**STRUCTURED),

@@ -62,7 +62,7 @@ def randomize(variables: Iterable[Any], seed: int = 0) -> None:
     for variable in variables:
         name, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
         dtype = variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name
-        if not np.issubdtype(np.dtype(dtype), np.floating):
+        if not tf.as_dtype(dtype).is_floating:  # which bfloat16 is not to NumPy
             continue
         noise = rng.normal(size=shape)
         if "variance" in name:

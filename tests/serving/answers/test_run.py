@@ -199,7 +199,7 @@ class TestBadInput:
 
         return refused
 
-    def test_data(self, refused, exported):
+    def test_data(self, refused, exported, tmp_path):
         (x,) = exported("many_outputs").inputs(N)
         y = np.arange(N) % 12
         refused("expected the targets 'y' beside the inputs", {"x": x})
@@ -210,6 +210,7 @@ class TestBadInput:
         refused("'y' of", {"x": x, "y": y + 1})
         refused("--keep is of --method=features", {"x": x, "y": y}, method="exact", keep=4)
         refused("--memory of at least", {"x": x, "y": y}, method="exact", memory=10)
+        refused("output is not a directory", {"x": x, "y": y}, output=tmp_path / "d.npz" / "below")
 
     def test_exports(self, refused, exported, tmp_path):
         one = exported("many_outputs")
