@@ -12,8 +12,6 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 for name in ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "exporter"):
@@ -21,8 +19,6 @@ for name in ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", 
 
 import numpy as np  # noqa: E402  # only after the imports above are blocked
 import tensorflow as tf  # noqa: E402
-
-AT_ONCE = 2  # calls beside each other, since they are first ones, most of which compile; each takes its memory
 
 
 def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str) -> None:
@@ -38,28 +34,21 @@ def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str)
     inputs = {key: _input(value, specs.get(key)) for key, value in values.items()}
     flat = {name: {k: inputs[k] for k in model.signatures[name].structured_input_signature[1]} for name in calls}
     start = time.perf_counter()
-
-    def by_signature(name: str, rows: dict[str, int]) -> np.ndarray:
-        given = {k: _repeated(value, rows[k]) if k in rows else value for k, value in flat[name].items()}
-        return _storable(_only(model.signatures[name](**given))).numpy()
-
-    def by_method(name: str, arguments: list[object]) -> np.ndarray:
-        return _storable(getattr(model, name)(*(_argument(a, inputs) for a in arguments))).numpy()
-
-    with open(calls_path, "wb", buffering=0) as made, ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = {f"signature/{name}": pool.submit(by_signature, name, {}) for name in calls}
-        asked |= {f"method/{name}": pool.submit(by_method, name, call["arguments"]) for name, call in calls.items()}
-        asked |= {
-            f"signature/{name}/{n}": pool.submit(by_signature, name, rows)
-            for name, call in calls.items()
-            for n, rows in call["rows"].items()
-        }
-        for call in asked.values():
-            call.add_done_callback(lambda _: made.write(b"."))
-        wait(asked.values(), return_when=FIRST_EXCEPTION)
-        pool.shutdown(cancel_futures=True)
-        results: dict[str, Any] = {key: call.result() for key, call in asked.items()}
+    outputs = {}
+    with open(calls_path, "wb", buffering=0) as made:
+        for name in calls:
+            outputs[f"signature/{name}"] = _only(model.signatures[name](**flat[name]))
+            made.write(b".")
+        for name, call in calls.items():
+            outputs[f"method/{name}"] = getattr(model, name)(*(_argument(a, inputs) for a in call["arguments"]))
+            made.write(b".")
+        requests = [(int(n), name, rows) for name, call in calls.items() for n, rows in call["rows"].items()]
+        for n, name, rows in requests:
+            given = {k: _repeated(value, rows[k]) if k in rows else value for k, value in flat[name].items()}
+            outputs[f"signature/{name}/{n}"] = _only(model.signatures[name](**given))
+            made.write(b".")
     seconds["first_calls"] = time.perf_counter() - start
+    results = {key: _storable(value).numpy() for key, value in outputs.items()}
     np.savez(outputs_path, seconds=np.frombuffer(json.dumps(seconds).encode(), np.uint8), **results)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
-
 import grpc
 import tensorflow as tf
 from absl import logging
@@ -17,7 +14,6 @@ from serving.local_server.servable import Servable
 from serving.shared.warmup_file import FILE
 
 _MAX_RECORDS = 1000  # TF Serving's
-_AT_ONCE = 2  # requests beside each other: what takes time is to compile their programs; each takes its memory
 
 
 def replay(servable: Servable, max_bytes: int) -> int:
@@ -34,26 +30,22 @@ def replay(servable: Servable, max_bytes: int) -> int:
     if not path.is_file():
         logging.info("no warmup requests in %s", path)
         return 0
-
-    def ask(number: int, record: bytes) -> None:
-        try:
+    number = 0
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            number += 1
             if number > _MAX_RECORDS:
                 raise invalid_argument(f"Number of warmup records exceeds the maximum ({_MAX_RECORDS}) at {path}")
             predict.predict(servable, _request(record, path), max_bytes=max_bytes)
-        except ServingError as error:
-            raise ServingError(error.code, f"warmup request {number}: {error}") from None
-
-    try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-            count = len(list(pool.map(ask, itertools.count(1), itertools.islice(records, _MAX_RECORDS + 1))))
     except tf.errors.OpError as error:
         wrong = from_tensorflow(error)
         raise ServingError(
             wrong.code, f"{wrong}. Please verify your warmup data is in TFRecord format: {path}"
         ) from None
-    logging.info("replayed %d warmup requests of %s", count, path)
-    return count
+    except ServingError as error:
+        raise ServingError(error.code, f"warmup request {number}: {error}") from None
+    logging.info("replayed %d warmup requests of %s", number, path)
+    return number
 
 
 def _request(record: bytes, path: object) -> predict_pb2.PredictRequest:

@@ -26,11 +26,12 @@ def expected(model):
     return reference_ntk(plan.apply_fn, plan.trainable, plan.frozen, (x,), trace_axes=(1,))
 
 
-@pytest.mark.parametrize(("memory", "block"), [(1 << 30, 40), (1 << 15, 8), (1 << 12, 1)])  # in 1, 4 and 6 passes
-def test_of_any_memory(model, expected, memory, block):
+# In 1, 4 and 6 passes. In between it is for XLA to say what fits: JAX 0.7 and 0.10 have different ones.
+@pytest.mark.parametrize(("memory", "blocks"), [(1 << 30, {40}), (1 << 15, {4, 8}), (1 << 12, {1})])
+def test_of_any_memory(model, expected, memory, blocks):
     kernel = KernelNow(model, NtkConfig(), draw(X, None, 40, seed=0), memory)
     np.testing.assert_allclose(kernel(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert kernel.smallest == block
+    assert kernel.smallest in blocks
 
 
 def test_of_too_little_memory(model):
