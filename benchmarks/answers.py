@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from benchmarks import latencies
 from benchmarks.serving.process import ServerProcess
 from serving import Client
 from serving.shared.exports import version_directories
@@ -135,10 +136,7 @@ def main(argv: Sequence[str]) -> int:
                 server.stop()
     print(f"{'requests':<24}{_REQUESTS.value:,}, {len(outcome.wrong)} with a wrong row")
     print(f"{'throughput':<24}{_REQUESTS.value / outcome.elapsed:.0f} requests/s by {_CLIENTS.value} clients")
-    print(f"\n{'':<24}{'requests':>10}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}")
-    for key, values in sorted(outcome.seconds.items()):
-        shown = "".join(f"{1e3 * q:>10.1f}" for q in np.quantile(values, (0.5, 0.9, 0.99)))
-        print(f"{' '.join(key):<24}{len(values):>10,}{shown}")
+    latencies.show(outcome.seconds)
     return 1 if outcome.wrong else 0
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import app, flags, logging
 
+from benchmarks import latencies
 from benchmarks.serving import load, models, overhead
 from benchmarks.serving.process import ServerProcess
 from serving.shared.exports import version_directories
@@ -135,12 +136,7 @@ def _show(outcome: load.Outcome) -> None:
     print(f"{'requests':<24}{answered:,} right, {len(outcome.wrong)} wrong, {len(outcome.errors)} errors")
     print(f"{'answered by version':<24}{dict(sorted(outcome.versions.items()))}")
     print(f"{'throughput':<24}{answered / outcome.elapsed:.0f} requests/s by {_CLIENTS.value} clients")
-    print(f"\n{'':<24}{'requests':>10}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}")
-    groups = {" ".join(key): values for key, values in sorted(outcome.seconds.items())}
-    for name, values in {**groups, "all": [s for v in groups.values() for s in v]}.items():
-        if values:
-            p50, p90, p99 = 1e3 * np.percentile(values, [50, 90, 99])
-            print(f"{name:<24}{len(values):>10,}{p50:>10.1f}{p90:>10.1f}{p99:>10.1f}")
+    latencies.show(outcome.seconds)
     print()
     for text in (*outcome.wrong[:5], *outcome.errors[:5]):
         print(f"  {text}")

@@ -207,7 +207,7 @@ def _experimental_left_out() -> Iterator[None]:
     finally:
         del sys.modules[name]
         if "neural_tangents" in sys.modules:
-            del sys.modules["neural_tangents"].experimental  # type: ignore[attr-defined]
+            del sys.modules["neural_tangents"].experimental  # type: ignore[attr-defined]  # an import set it
 
 
 def _import_experimental(name: str) -> types.ModuleType:

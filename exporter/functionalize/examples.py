@@ -52,7 +52,8 @@ class Examples:
                 f"({', '.join(s.name for s in inputs)})."
             )
 
-    def __call__(self, n: int, seed: int = 0) -> tuple[np.ndarray, ...]:  # noqa: D102
+    def __call__(self, n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+        """n examples, an array (n, ...) for each input; the same ones for the same seed."""
         if self._given is not None:
             rows = (seed * n + np.arange(n)) % len(self._given[0])
             return tuple(array[rows] for array in self._given)

@@ -27,7 +27,7 @@ from serving.shared.disk import size_of
 from serving.shared.exports import ManifestError, are_answers
 from serving.shared.manifest_signature import write_manifest
 from serving.shared.progress import waiting
-from serving.shared.staging import StagingError, stage_version, writable_directory
+from serving.shared.staging import stage_version, writable_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +77,12 @@ def run_fit(options: Options, say: Say) -> Path:
     exported = Exported(export)
     method = reference.choose_method(options.method, exported, rows.data.rows, options.memory)
     workers = Workers(options.scheduler, options.workers, options.wait)
-    try:
-        directory = writable_directory(options.output.absolute())
-    except StagingError as error:
-        raise FitError(str(error)) from error
-    name = f".{options.output.name}.ntk-fit-{export.digest[:6]}{rows.digest[:6]}"
-    store, outputs = directory / f"{name}.zarr", directory / f"{name}-outputs.zarr"
     if options.scheduler and method == "exact":
         say("method", "exact, in this process: without the scheduler")
     with writing.disk_errors(options.output):
+        directory = writable_directory(options.output.absolute())
+        name = f".{options.output.name}.ntk-fit-{export.digest[:6]}{rows.digest[:6]}"
+        store, outputs = directory / f"{name}.zarr", directory / f"{name}-outputs.zarr"
         if options.scheduler and method == "features":
             output = reference.outputs_by_workers(export, rows, outputs, workers, options.worker_memory, say)
         else:
@@ -125,29 +122,26 @@ def _publish(
     others: Mapping[str, Prepared],
     say: Say,
 ) -> Path:
-    try:
-        with stage_version(options.output, "ntk-fit") as staging:
-            module = AnswersModule(exported, made.similarities, made.fitted)
-            names = list(module.signatures_to_save)
-            with waiting("write"):
-                writing.write(module, exported, staging.path, exported.inputs(rows.data.read(0, 1)))
-            say("write", f"{size_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
-            examples = writing.examples(exported, rows.data.read(0, min(writing.EXAMPLES, rows.data.rows)))
-            with waiting("verify"):
-                model = version_of(staging.path)
-                verification = writing.verify(model, exported, made, examples)
-            say("verify", f"within {verification.worst:.1e} of float64 on {verification.examples} examples")
-            told = {
-                "export": export.digest,
-                "data": {"name": options.data, "digest": rows.digest},
-                "method": "features" if "table" in made.algebra else "exact",
-                "references": rows.data.rows,
-                **_quality(model, exported, made, rows.data, others, say),
-            }
-            write_manifest(staging.path, writing.manifest(exported, names, made, verification, told))
-            version = staging.publish()
-    except StagingError as error:
-        raise FitError(str(error)) from error
+    with stage_version(options.output, "ntk-fit") as staging:
+        module = AnswersModule(exported, made.similarities, made.fitted)
+        names = list(module.signatures_to_save)
+        with waiting("write"):
+            writing.write(module, exported, staging.path, exported.inputs(rows.data.read(0, 1)))
+        say("write", f"{size_of(staging.path) / 2**20:,.1f} MiB; {_kept(made, rows.data.rows)}")
+        examples = writing.examples(exported, rows.data.read(0, min(writing.EXAMPLES, rows.data.rows)))
+        with waiting("verify"):
+            model = version_of(staging.path)
+            verification = writing.verify(model, exported, made, examples)
+        say("verify", f"within {verification.worst:.1e} of float64 on {verification.examples} examples")
+        told = {
+            "export": export.digest,
+            "data": {"name": options.data, "digest": rows.digest},
+            "method": "features" if "table" in made.algebra else "exact",
+            "references": rows.data.rows,
+            **_quality(model, exported, made, rows.data, others, say),
+        }
+        write_manifest(staging.path, writing.manifest(exported, names, made, verification, told))
+        version = staging.publish()
     try:
         options_of_bundle = dataclasses.replace(default_options(options.output), batched=True)
         say("bundle", str(write_bundle(options.output, options_of_bundle).directory))

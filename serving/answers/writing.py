@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from serving.answers.module import AnswersModule
 from serving.bundle.batching import PARAMETERS_FILE, model_parameters
 from serving.dataset.data import Rows
 from serving.shared import disk, manifest_signature, reference
+from serving.shared.staging import StagingError
 from serving.shared.warmup_file import request_of_one_value, write_requests
 
 RTOL = 1e-4
@@ -189,11 +190,18 @@ def examples(exported: Exported, rows: Rows) -> dict[str, tf.Tensor]:
     return {name: tf.concat([value, other], 0) for (name, value), other in zip(inputs.items(), others, strict=True)}
 
 
-def disk_errors(output: Path) -> AbstractContextManager[None]:
-    """Errors of writing as FitErrors."""
-    return disk.disk_errors(
-        lambda reason: FitError(
+@contextlib.contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Errors of writing, and of directories that cannot be written to, as FitErrors."""
+
+    def told(reason: str) -> FitError:
+        return FitError(
             f"Writing below {output.parent} failed: expected room for the answers, received {reason!r}. Free disk "
             "space or change --output; features that are computed stay."
         )
-    )
+
+    try:
+        with disk.disk_errors(told):
+            yield
+    except StagingError as error:
+        raise FitError(str(error)) from error

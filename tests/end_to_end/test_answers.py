@@ -1,16 +1,15 @@
 """Answers as users make them: that they are calibrated, and that none is another caller's."""
 
-import concurrent.futures
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks import answers
 from examples import diabetes_intervals
 from serving import Client
 from serving.local_server import LocalServer, ModelOptions
 
-CLIENTS, REQUESTS, MOST = 16, 20, 64
+CLIENTS, REQUESTS = 16, 320
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +36,11 @@ def test_mixed_requests_of_many_clients(diabetes):
     model = tf.saved_model.load(str(diabetes / "answers/1"))
     (x, _), (others, _) = diabetes_intervals.patients()
     x = np.concatenate([x, others])
-    names = ("predict", "nearest", "support")
-    expected = {name: {k: v.numpy() for k, v in getattr(model, name)(x).items()} for name in names}
-
-    def ask(seed, address):
-        rng, wrong = np.random.default_rng(seed), []
-        with Client(address, model="answers") as client:
-            for _ in range(REQUESTS):
-                name, rows = rng.choice(names), rng.integers(0, len(x), rng.integers(1, MOST + 1))
-                for key, value in getattr(client, str(name))(x[rows]).items():
-                    known = expected[name][key][rows]
-                    exact = key == "id"
-                    fits = np.mean(value == known) > 0.99 if exact else np.allclose(value, known, rtol=1e-3, atol=1e-4)
-                    wrong += [] if fits else [(name, key)]
-        return wrong
-
+    expected = answers.expected_of(model, x)
     with LocalServer([ModelOptions(diabetes / "answers", "answers")]) as server:
         addresses = (server.grpc_address, f"http://{server.rest_address}")
         with Client(addresses[0], model="answers") as client:
             client.wait_until_ready()
-        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            asked = [pool.submit(ask, seed, addresses[seed % 2]) for seed in range(CLIENTS)]
-            assert [wrong for future in asked for wrong in future.result()] == []
+        outcome = answers.run(addresses, "answers", x, expected, requests=REQUESTS, clients=CLIENTS)
+    assert outcome.wrong == []
+    assert sum(map(len, outcome.seconds.values())) == REQUESTS
