@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import answers
+from benchmarks.answers import load
 from examples import diabetes_intervals
 from serving import Client
 from serving.local_server import LocalServer, ModelOptions
@@ -36,11 +36,11 @@ def test_mixed_requests_of_many_clients(diabetes):
     model = tf.saved_model.load(str(diabetes / "answers/1"))
     (x, _), (others, _) = diabetes_intervals.patients()
     x = np.concatenate([x, others])
-    expected = answers.expected_of(model, x)
+    expected = load.expected_of(model, x)
     with LocalServer([ModelOptions(diabetes / "answers", "answers")]) as server:
         addresses = (server.grpc_address, f"http://{server.rest_address}")
         with Client(addresses[0], model="answers") as client:
             client.wait_until_ready()
-        outcome = answers.run(addresses, "answers", x, expected, requests=REQUESTS, clients=CLIENTS)
+        outcome = load.run(addresses, "answers", x, expected, requests=REQUESTS, clients=CLIENTS)
     assert outcome.wrong == []
     assert sum(map(len, outcome.seconds.values())) == REQUESTS

@@ -1,0 +1,1 @@
+"""Answers asked for by many clients at once: python -m benchmarks.answers --help."""
