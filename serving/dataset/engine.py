@@ -22,6 +22,11 @@ from serving.dataset.summary import Summary
 from serving.shared.progress import Progress, waiting
 
 TRIES = 3
+# Dask would have workers give memory back to the system at once and get it again: tiles took 1.27 times as long.
+_LOCAL = {
+    "distributed.scheduler.allowed-failures": TRIES - 1,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+}
 _AHEAD = 2  # tasks for each worker: one that it works at, one that waits for it
 
 
@@ -50,7 +55,7 @@ def connected(workers: Workers) -> Iterator[distributed.Client]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said by what is raised here
     with contextlib.ExitStack() as stack:
         if workers.scheduler is None:
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}))
+            stack.enter_context(dask.config.set(_LOCAL))
             address = stack.enter_context(_local(workers.count or CPU_COUNT))
         else:
             address = workers.scheduler

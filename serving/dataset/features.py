@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.dataset import engine, jobs
 from serving.dataset.export import Export, features_shape
 from serving.dataset.prepared import Prepared, Say
-from serving.dataset.store import check_store, chunk_of, open_store
+from serving.dataset.store import check_store, layout_of, open_store
 from serving.dataset.summary import Summary
 from serving.dataset.tiles import itemsize, rows_at_once
 
@@ -69,17 +69,15 @@ def write_rows(
     with engine.connected(workers) as client:
         count = engine.worker_count(client)
         step = rows_at_once(export.manifest, n, itemsize(dtype) * math.prod(row), memory, count)
-        if there := chunk_of(output, name):
-            step = there[0]
+        if there := layout_of(output, name):
+            (step, *_), _ = there
         tasks = [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
         def add(summary: Summary, task: slice, done: jobs.Done) -> None:
             summary.add(done, examples=task.stop - task.start)
 
-        with open_store(output, name, identity, (n, *row), dtype, (step, *row), rows.plain) as store:
+        with open_store(output, name, identity, (n, *row), dtype, (step, *row), (step,), rows.plain) as store:
             say("tiles", f"{len(tasks):,} of {step:,} rows of {' × '.join(f'{size:,}' for size in row)}")
             job = jobs.RowsJob(export, {"data": rows.source}, store.path, signature, name)
             title = f"{name} of {n:,} examples"
-            return engine.complete(
-                client, job, title, tasks, len(tasks), lambda task: store.has(task.start // step), add, say
-            )
+            return engine.complete(client, job, title, tasks, len(tasks), lambda task: store.has((task,)), add, say)

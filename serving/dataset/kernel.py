@@ -8,7 +8,7 @@ from typing import Any
 from serving.dataset import engine, jobs
 from serving.dataset.export import Export
 from serving.dataset.prepared import Prepared, Say
-from serving.dataset.store import check_store, chunk_of, open_store
+from serving.dataset.store import check_store, layout_of, open_store
 from serving.dataset.summary import Summary
 from serving.dataset.tiles import Grid, Tile, choose_grid
 
@@ -50,9 +50,10 @@ def write_kernel(
     with engine.connected(workers) as client:
         count = engine.worker_count(client)
         grid = choose_grid(export.manifest, *shape[:2], symmetric=symmetric, memory=memory, workers=count)
-        if there := chunk_of(output, ARRAY):
-            grid = Grid(grid.examples, (there[0], there[1]), symmetric)
-        chunk = *grid.sides, *shape[2:]
+        if there := layout_of(output, ARRAY):
+            (rows_of, columns_of), (side1, side2) = there[0][:2], there[1][:2]
+            grid = Grid(grid.examples, (rows_of, columns_of), symmetric, (side1 // rows_of, side2 // columns_of))
+        chunk = *grid.chunk, *shape[2:]
 
         def add(summary: Summary, tile: Tile, done: jobs.Done) -> None:
             on_diagonal = symmetric and tile.row == tile.column
@@ -60,11 +61,11 @@ def write_kernel(
             pairs = n * (n + 1) // 2 if on_diagonal else tile.pairs
             summary.add(done, examples=pairs / shape[1] * (2 if symmetric else 1), pairs=pairs)
 
-        with open_store(output, ARRAY, identity, shape, kernel["dtype"], chunk, plain) as store:
+        with open_store(output, ARRAY, identity, shape, kernel["dtype"], chunk, grid.sides, plain) as store:
 
             def is_there(tile: Tile) -> bool:
-                mirrored = not symmetric or store.has(tile.column, tile.row)
-                return mirrored and store.has(tile.row, tile.column)
+                mirrored = not symmetric or store.has((tile.columns, tile.rows))
+                return mirrored and store.has((tile.rows, tile.columns))
 
             sides = " × ".join(f"{side:,}" for side in grid.sides)
             title = f"kernel {shape[0]:,} × {shape[1]:,}"

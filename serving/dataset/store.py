@@ -1,13 +1,16 @@
-"""What a job writes: a Zarr group whose chunks are its tiles, with what they are of in its attributes.
+"""What a job writes: a Zarr group of whole chunks, with what they are of in its attributes.
 
-Chunks are not compressed, so that a whole one is told by its size; their checksums are compared whenever they are read.
-Zarr writes each under another name and renames it, so a chunk that is there is whole unless the machine went down.
+A tile is one chunk, or some each way where it is large. Chunks are not compressed, so that a whole one is told by its
+size; their checksums are compared whenever they are read. Zarr writes each under another name and renames it, so a
+chunk that is there is whole unless the machine went down.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +24,7 @@ from zarr.codecs import Crc32cCodec
 from serving.dataset.errors import DatasetError
 
 ATTRIBUTE = "ntk_dataset"
+_TILE = "tile"  # attribute of the main array
 _CHECKSUM = 4  # bytes of a chunk
 _PLAIN_CHUNK = 1 << 20  # bytes, of id and y
 
@@ -33,21 +37,32 @@ class Store:
         self.path, self._name = path, name
         with zarr.config.set({"array.write_empty_chunks": True}):  # or a tile of zeros would never be there
             array: Any = zarr.open_group(str(path), mode="r+")[name]
-        self._array, self.chunk = array, tuple(array.chunks)
-        self.chunk_bytes = int(np.prod(self.chunk)) * array.dtype.itemsize + _CHECKSUM
+        self._array, self._chunk = array, tuple(array.chunks)
+        self._chunk_bytes = int(np.prod(self._chunk)) * array.dtype.itemsize + _CHECKSUM
 
-    def has(self, *place: int) -> bool:
-        """Whether a chunk is there and whole; `place` counts chunks along the axes of examples."""
-        zeros = (0,) * (len(self.chunk) - len(place))
-        file = self.path / self._name / "c" / "/".join(map(str, (*place, *zeros)))
+    def has(self, rows: Sequence[slice]) -> bool:
+        """Whether all chunks of a tile are there and whole; `rows` are its examples, along each of their axes."""
+        zeros = (0,) * (len(self._chunk) - len(rows))
+        files = (self.path / self._name / "c" / "/".join(map(str, (*k, *zeros))) for k in self._chunks(rows))
         try:
-            return file.stat().st_size == self.chunk_bytes
+            return all(file.stat().st_size == self._chunk_bytes for file in files)
         except FileNotFoundError:
             return False
 
     def write(self, rows: Sequence[slice], values: np.ndarray) -> None:
-        """Writes whole chunks."""
-        self._array[tuple(rows)] = values
+        """Writes a tile, one chunk after the other, each of which Zarr copies."""
+        for place in self._chunks(rows):
+            part = tuple(
+                slice(max(r.start, k * size), min(r.stop, (k + 1) * size))
+                for k, size, r in zip(place, self._chunk, rows, strict=False)
+            )
+            here = tuple(slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, rows, strict=True))
+            self._array[part] = values[here]
+
+    def _chunks(self, rows: Sequence[slice]) -> Iterator[tuple[int, ...]]:
+        """The places of a tile's chunks along the axes of examples."""
+        sizes = zip(rows, self._chunk, strict=False)
+        return itertools.product(*(range(r.start // size, math.ceil(r.stop / size)) for r, size in sizes))
 
 
 @contextlib.contextmanager
@@ -58,6 +73,7 @@ def open_store(
     shape: Sequence[int],
     dtype: str,
     chunk: Sequence[int],
+    tile: Sequence[int],
     plain: Mapping[str, np.ndarray],
 ) -> Iterator[Store]:
     """The store of a job, which is the only one to write it meanwhile; made if it is not there.
@@ -67,6 +83,7 @@ def open_store(
       name: of the main array.
       identity: what it is of; a store of anything else is refused.
       shape, dtype, chunk: of the main array, if it is made.
+      tile: examples of a tile along their axes, for a later job to go on with.
       plain: other arrays of the group, if it is made.
 
     Raises:
@@ -77,7 +94,7 @@ def open_store(
         raise DatasetError(f"Expected a directory {str(path.parent)!r} to write {path.name} into, found none.")
     try:
         if not path.exists():
-            _make(path, name, identity, shape, dtype, chunk, plain)
+            _make(path, name, identity, shape, dtype, chunk, tile, plain)
         with _locked(path):
             _check(path, name, identity)
             for left_over in (path / name).rglob("*.partial"):
@@ -102,11 +119,12 @@ def read_identity(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def chunk_of(path: Path, name: str) -> tuple[int, ...] | None:
-    """The main array's chunks, if the store is there."""
+def layout_of(path: Path, name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Examples of a chunk and of a tile of the main array along their axes, if the store is there."""
     try:
         array: Any = zarr.open_group(str(path), mode="r")[name]
-        return tuple(array.chunks)
+        tile = tuple(array.attrs.get(_TILE, array.chunks))  # one that was written before tiles had several has none
+        return tuple(array.chunks)[: len(tile)], tile
     except Exception:
         return None
 
@@ -126,6 +144,7 @@ def _make(
     shape: Sequence[int],
     dtype: str,
     chunk: Sequence[int],
+    tile: Sequence[int],
     plain: Mapping[str, np.ndarray],
 ) -> None:
     """Makes the group under another name, and renames it: nobody sees a part of it."""
@@ -138,7 +157,10 @@ def _make(
             shutil.rmtree(left_over)
         try:
             group = zarr.create_group(str(making / "group"), attributes={ATTRIBUTE: dict(identity)})
-            group.create_array(name, shape=shape, dtype=dtype, chunks=tuple(chunk), compressors=[Crc32cCodec()])
+            attributes = {_TILE: list(tile)}
+            group.create_array(
+                name, shape=shape, dtype=dtype, chunks=tuple(chunk), compressors=[Crc32cCodec()], attributes=attributes
+            )
             for key, values in plain.items():
                 _write_plain(group, key, values)
             (making / "group").rename(path)
@@ -178,7 +200,7 @@ def _check(path: Path, name: str, identity: Mapping[str, Any]) -> None:
     if differ:
         parts = [f"{key}: {_short(found.get(key))} there, {_short(identity.get(key))} now" for key in differ]
         raise DatasetError(f"{path} is of something else ({'; '.join(parts)}). Choose another --output, or remove it.")
-    if chunk_of(path, name) is None:
+    if layout_of(path, name) is None:
         raise DatasetError(f"{path} is damaged: it has no array {name!r}. Remove it.")
 
 

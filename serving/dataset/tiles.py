@@ -13,13 +13,15 @@ import numpy as np
 
 from serving.dataset.errors import DatasetError
 
-# Bytes of a process with TensorFlow and an export of which every program is compiled: 1,030 to 1,070 MiB (TensorFlow
+# Bytes of a process with TensorFlow and an export of which every program is compiled: 1,000 to 1,050 MiB (TensorFlow
 # 2.21, an MLP of 1.8 and a CNN of 0.2 million parameters), and some for Dask and Zarr.
 PROCESS = 1100 << 20
-# How much more than the manifest's bytes a request's features take: 0.8 times the MLP's, 1.5 times the CNN's.
-_FEATURES = 1.4
-# A request's result is in memory as tiles of the graph, joined, and on its way to the store: 4.4 times its bytes.
-_COPIES = 5
+# How many times the manifest's bytes what programs work with takes, features that are kept, and a request's result,
+# which is there as tiles of the graph and joined. Of the MLP and the CNN it is 1,500 MiB for 2,500 and 1,900 for 5,000,
+# 1,990 for 500 and 2,150 for 1,000 examples a side; by these numbers 1,540, 1,980, 1,960 and 2,270.
+_WORK, _KEPT, _RESULT = 2.3, 1.3, 2
+_ROWS = 5  # of a result's rows, which the store copies in one piece
+_CHUNK = 32 << 20  # bytes of a chunk at most: what a reader of a few numbers reads, and a writer copies twice
 _PAIRS_OF_FEATURES = 400.0  # Features of an example cost as much as so many pairs: 560 of the MLP, 230 of the CNN.
 _LEAST = 64
 _MANY = 64  # tiles for each worker: with more, how they end hardly matters
@@ -47,13 +49,20 @@ class Grid:
 
     Attributes:
       examples: (n1, n2) down and across.
-      sides: of a tile, likewise; equal if the kernel is symmetric.
+      chunk: examples of a chunk of the store, likewise; equal if the kernel is symmetric, as `parts` are.
       symmetric: whether both are the same examples.
+      parts: chunks of a tile, likewise.
     """
 
     examples: tuple[int, int]
-    sides: tuple[int, int]
+    chunk: tuple[int, int]
     symmetric: bool
+    parts: tuple[int, int] = (1, 1)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Of a tile: examples down and across."""
+        return self.chunk[0] * self.parts[0], self.chunk[1] * self.parts[1]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,7 +109,10 @@ def choose_grid(manifest: Mapping[str, Any], n1: int, n2: int, *, symmetric: boo
     """
 
     def grid(side: int) -> Grid:
-        return Grid((n1, n2), (min(n1, side), min(n2, side)), symmetric)
+        sides = min(n1, side), min(n2, side)
+        cuts = math.ceil(math.sqrt(math.prod(sides) * _bytes_of_pair(manifest) / _CHUNK))
+        chunk1, chunk2 = (math.ceil(side / cuts) for side in sides)
+        return Grid((n1, n2), (chunk1, chunk2), symmetric, (math.ceil(sides[0] / chunk1), math.ceil(sides[1] / chunk2)))
 
     most = max(n1, n2)
     least = min(_LEAST, most)
@@ -128,26 +140,31 @@ def rows_at_once(manifest: Mapping[str, Any], rows: int, bytes_of_row: int, memo
       DatasetError: the memory does not hold even a few.
     """
     least = min(_LEAST, rows)
-    work = int(_FEATURES * manifest["bytes"]["request_at_most"] / 2)  # exports plan a projection with half of it
+    work = int(1.4 * manifest["bytes"]["request_at_most"] / 2)  # exports plan a projection with half of it
     free = memory - PROCESS - work
-    if free < least * bytes_of_row * _COPIES:
-        needed = PROCESS + work + least * bytes_of_row * _COPIES
+    if free < least * bytes_of_row * _ROWS:
+        needed = PROCESS + work + least * bytes_of_row * _ROWS
         raise DatasetError(
             f"Expected a --memory of at least {math.ceil(needed / 2**20):,} MiB for TensorFlow, this export and "
             f"{least} examples, received {memory / 2**20:,.0f} MiB."
         )
     shared = max(least, math.ceil(rows / (_SPREAD * workers)))
-    return min(rows, shared, int(free / (bytes_of_row * _COPIES)))
+    return min(rows, shared, int(free / (bytes_of_row * _ROWS)))
 
 
 def _bytes(manifest: Mapping[str, Any], grid: Grid) -> int:
     """What a worker takes for a tile."""
-    recorded, kernel = manifest["bytes"], manifest["kernel"]
-    result = math.prod(grid.sides) * itemsize(kernel["dtype"]) * math.prod(kernel["shape"][2:])
-    blocks = manifest["blocks"] or {"sizes": [1], "joined": 1}
-    block = blocks["sizes"][-1] * blocks["joined"]
-    features = (min(grid.sides) + 2 * block) * recorded["features_of_an_example"]
-    return PROCESS + int(_FEATURES * min(recorded["request_at_most"], features)) + _COPIES * result
+    recorded, blocks = manifest["bytes"], manifest["blocks"] or {"sizes": [1], "resident": 0, "joined": 1}
+    resident = blocks["sizes"][-1] * blocks["joined"] * blocks["resident"]  # examples whose features may be kept
+    work = recorded["request_at_most"] - resident * recorded["features_of_an_example"]
+    kept = min(*grid.sides, resident) * recorded["features_of_an_example"]
+    result = math.prod(grid.sides) * _bytes_of_pair(manifest)
+    return PROCESS + int(_WORK * work + _KEPT * kept) + _RESULT * result
+
+
+def _bytes_of_pair(manifest: Mapping[str, Any]) -> int:
+    kernel = manifest["kernel"]
+    return itemsize(kernel["dtype"]) * math.prod(kernel["shape"][2:])
 
 
 def itemsize(dtype: str) -> int:

@@ -113,7 +113,7 @@ def test_features_of_an_export_after_further_training_are_of_the_same_projection
     model = tf.saved_model.load(str(one.path))
     for variable in model.params.values():
         variable.assign(1.1 * variable)
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     again = export_models.many_outputs()
     again.set_weights([1.1 * w for w in again.get_weights()])
     config = ExportConfig(platforms="cpu", signatures=("ntk_features",))

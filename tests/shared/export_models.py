@@ -190,7 +190,7 @@ class Exported:
 def export(name: str, directory: Path) -> Exported:
     """Exports one of EXPORTS or PREPROCESSED below `directory`, unless another process of the tests has done so."""
     build, ntk, config = {**EXPORTS, **PREPROCESSED}[name]
-    keras.utils.clear_session()  # so that variables have the same names in all processes
+    keras.utils.clear_session(free_memory=False)  # so that variables have the same names in all processes
     model = build()
     base_dir = directory / name
     with open(directory / f"{name}.lock", "w") as lock:

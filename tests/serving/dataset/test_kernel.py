@@ -84,6 +84,21 @@ def test_only_what_is_missing_is_computed(write):
     assert write("two_inputs", 12)[1].tasks == 0
 
 
+def test_tiles_of_several_chunks(write, monkeypatch):
+    """They stay what they are, whatever a later command would choose."""
+    whole, _ = write("two_inputs", 12, output="whole.zarr")
+    monkeypatch.setattr(kernel, "choose_grid", lambda *_, **__: Grid((12, 12), (3, 3), True, (2, 2)))
+    group, summary = write("two_inputs", 12)
+    assert (summary.tasks, group["kernel"].chunks) == (3, (3, 3))
+    np.testing.assert_allclose(group["kernel"][:], whole["kernel"][:], rtol=0, atol=1e-5 * np.max(whole["kernel"][:]))
+    before = group["kernel"][:]
+    (group.store.root / "kernel/c/3/1").unlink()
+    monkeypatch.setattr(kernel, "choose_grid", lambda *_, **__: Grid((12, 12), (12, 12), True))
+    group, summary = write("two_inputs", 12)
+    assert summary.tasks == 1
+    np.testing.assert_array_equal(group["kernel"][:], before)
+
+
 def test_other_data_is_refused(write):
     write("two_inputs", 12)
     with pytest.raises(DatasetError, match=r"is of something else \(data: .* there, .* now\)"):

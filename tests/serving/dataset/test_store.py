@@ -12,24 +12,43 @@ PLAIN = {"id": np.array(["one", "two"], object), "y": np.arange(2)}
 
 
 def opened(path, **changed):
-    return open_store(path, "kernel", {**IDENTITY, **changed}, (5, 5), "float32", (2, 2), PLAIN)
+    return open_store(path, "kernel", {**IDENTITY, **changed}, (5, 5), "float32", (2, 2), (2, 2), PLAIN)
+
+
+def places(row, column):
+    """The examples of a chunk."""
+    return slice(2 * row, min(5, 2 * row + 2)), slice(2 * column, min(5, 2 * column + 2))
 
 
 def test_chunks_are_there_when_they_were_written(tmp_path):
     path = tmp_path / "k.zarr"
     values = np.arange(4, dtype=np.float32).reshape(2, 2)
     with opened(path) as store:
-        assert not store.has(0, 1)
+        assert not store.has(places(0, 1))
         store.write((slice(0, 2), slice(2, 4)), values)
         store.write((slice(4, 5), slice(4, 5)), np.zeros((1, 1), np.float32))  # at the edge, and all zeros
     with opened(path) as store:
-        assert store.has(0, 1)
-        assert store.has(2, 2)
-        assert not store.has(1, 0)
+        assert store.has(places(0, 1))
+        assert store.has(places(2, 2))
+        assert not store.has(places(1, 0))
     group = zarr.open_group(str(path), mode="r")
     np.testing.assert_array_equal(group["kernel"][:2, 2:4], values)
     assert group["id"][:].tolist() == ["one", "two"]
     assert group["y"][:].tolist() == [0, 1]
+
+
+def test_a_tile_of_several_chunks(tmp_path):
+    path = tmp_path / "k.zarr"
+    tile = slice(0, 4), slice(2, 5)
+    values = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    with opened(path) as store:
+        store.write(tile, values)
+        assert store.has(tile)
+        assert not store.has((slice(0, 4), slice(0, 4)))
+    np.testing.assert_array_equal(zarr.open_group(str(path), mode="r")["kernel"][tile], values)
+    (path / "kernel/c/1/2").unlink()
+    with opened(path) as store:
+        assert not store.has(tile)
 
 
 def test_part_of_a_chunk_is_none(tmp_path):
@@ -40,7 +59,7 @@ def test_part_of_a_chunk_is_none(tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:-3])
     (path / "kernel/c/0/1.123.partial").write_bytes(b"of a job that was killed")
     with opened(path) as store:
-        assert not store.has(0, 0)
+        assert not store.has(places(0, 0))
     assert not list(path.rglob("*.partial"))
 
 

@@ -17,7 +17,7 @@ MLP = {
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_tiles_cover_each_pair_once(symmetric):
     n1, n2 = (10, 10) if symmetric else (10, 7)
-    grid = Grid((n1, n2), (4, 4) if symmetric else (4, 3), symmetric)
+    grid = Grid((n1, n2), (2, 2) if symmetric else (4, 3), symmetric, (2, 2) if symmetric else (1, 1))
     seen = np.zeros((n1, n2), int)
     for tile in grid:
         seen[tile.rows, tile.columns] += 1
@@ -33,6 +33,7 @@ def test_tiles_fit_the_memory(n1, n2):
     grid = choose_grid(MLP, n1, n2, symmetric=n1 == n2, memory=memory, workers=2)
     assert tiles._bytes(MLP, grid) <= memory
     larger = Grid(grid.examples, tuple(min(n, 2 * s) for n, s in zip(grid.examples, grid.sides, strict=True)), False)
+    assert 4 * np.prod(grid.chunk) <= tiles._CHUNK
     assert n1 < 1_000_000 or tiles._bytes(MLP, larger) > memory
     assert grid.sides[1] <= n2
 
