@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m examples.digits demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -19,6 +20,12 @@ import pytest
 # JAX's own programs are not optimised here, which is most of the time to compile them. TensorFlow's are, and so is all
 # that runs in a process of its own.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_finish():
+    """Garbage is collected less often: what TensorFlow and JAX have made by now, and every trace makes, is much."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,8 @@ def functions_by_blocks(
             trainable, frozen = of_model.unpack(variables)
             return projected(trainable, frozen, x)
 
-        project = program(features, of_model.specs, x)
+        row = jax.ShapeDtypeStruct((1, *projected.shape), projected.dtype)
+        project = program(features, of_model.specs, x, results=row)
         return serve_graph.Rowwise(
             schedule.projected, lambda variables, x: project(variables, tuple(x)), project.results(1)
         )

@@ -43,6 +43,11 @@ class ProjectedFeatures:
         """Of one example's features."""
         return self._any.shape
 
+    @property
+    def dtype(self) -> Any:
+        """Of features."""
+        return self._any.dtype
+
     def bytes_at_work(self, examples: int) -> int:
         """That so many examples take at least, of one output at a time, counted from shapes."""
         return self._any.bytes_at_work(examples, 1)

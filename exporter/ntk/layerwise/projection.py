@@ -52,7 +52,11 @@ class _Outputs:
 
 
 class Projection:
-    """Features of examples: a random projection of their Jacobians, for one lowering."""
+    """Features of examples: a random projection of their Jacobians, for one lowering.
+
+    Attributes:
+      dtype: of the features.
+    """
 
     def __init__(
         self, features: ExampleFeatures, sketch: Sketch, *, trace_axes: Sequence[int], cache: int | None
@@ -70,7 +74,7 @@ class Projection:
         jaxpr = features.trace.jaxpr
         specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
         self._shapes = [spec.shape for spec in specs[: len(features.variables)]]
-        self._dtype = jnp.promote_types(features.dtype, jnp.float32)
+        self.dtype = jnp.promote_types(features.dtype, jnp.float32)
         # Of each variable, the number of its first row.
         self._first = [0, *itertools.accumulate(sketch.rows(shape) for shape in self._shapes)]
         self._prefixes = Prefixes(features.trace, specs[: -features.inputs])
@@ -90,12 +94,12 @@ class Projection:
         derivative = max((math.prod(site.steps + site.perturbed) for site in sites), default=0)
         largest = max((math.prod(shape) for shape in self._shapes), default=0)
         each = 3 * derivative + 4 * self._sketch.dimensions
-        return self._dtype.itemsize * outputs * (examples * each + 3 * largest)
+        return self.dtype.itemsize * outputs * (examples * each + 3 * largest)
 
     def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int) -> Array:
         """The features (n, ..., D) of examples, of as many outputs at a time as fit into so many bytes."""
         if x[0].shape[0] == 0:
-            return jnp.zeros((0, *self.shape), self._dtype)
+            return jnp.zeros((0, *self.shape), self.dtype)
         part = self._examples_in_cache(x[0].shape[0])
         return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory), part, *x)
 
@@ -111,7 +115,7 @@ class Projection:
         def added(total: Array, outputs: _Outputs) -> Array:
             return self._with_output_shifts(total, of_outputs(outputs), outputs)
 
-        total = jnp.zeros((n, kept, 2 * self._sketch.dimensions), self._dtype)
+        total = jnp.zeros((n, kept, 2 * self._sketch.dimensions), self.dtype)
         if len(chunks.position) == 1:
             total = added(total, _Outputs(*(a[0] for a in dataclasses.astuple(chunks))))
         else:
@@ -166,7 +170,7 @@ class Projection:
         saved, derivatives = jax.vmap(differentiate, out_axes=(0, axes))(x)
         drawn = self._draw(outputs)
         n, r = x[0].shape[0], len(outputs.position)
-        buffers = jnp.zeros((n, r, 2 * self._sketch.dimensions), self._dtype)
+        buffers = jnp.zeros((n, r, 2 * self._sketch.dimensions), self.dtype)
         for segment in self._segments(n, r):
             sites = sorted({k for c in segment for k in _sites(c)})
             data = {k: saved[k] for k in sites}
@@ -186,7 +190,7 @@ class Projection:
         if self._cache is None:
             return examples
         derivative = max((math.prod(site.steps + site.perturbed) for site in self._features.sites), default=0)
-        of_example = self._dtype.itemsize * math.prod(self._output_shape) * derivative
+        of_example = self.dtype.itemsize * math.prod(self._output_shape) * derivative
         return _divisor(examples, self._cache // max(1, of_example))
 
     def _segments(self, examples: int, outputs: int) -> Iterator[list[Component]]:
@@ -196,7 +200,7 @@ class Projection:
         for component in self._order:
             sites = [self._features.sites[k] for k in _sites(component)]
             numbers = sum(math.prod(site.steps + site.perturbed) for site in sites)
-            bytes_of_it = self._dtype.itemsize * examples * outputs * numbers
+            bytes_of_it = self.dtype.itemsize * examples * outputs * numbers
             if segment and size + bytes_of_it > TOGETHER:
                 yield segment
                 segment, size = [], 0
@@ -207,7 +211,7 @@ class Projection:
     def _examples_at_once(self, examples: int, outputs: int, segment: Sequence[Component]) -> int:
         """Of how many examples the Jacobians of some sites are made at a time: a divisor of their number."""
         largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
-        of_example = self._dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
+        of_example = self.dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
         return _divisor(examples, (TOGETHER if self._cache is None else IN_CACHE) // of_example)
 
     def _add(
@@ -265,7 +269,7 @@ class Projection:
         site = self._features.sites[component.groups[0][0]]
         if component.shape is None or self._cache is None or not _in_order(site):
             return 0
-        bytes_of_entry = self._dtype.itemsize * buffers.shape[0] * buffers.shape[1]
+        bytes_of_entry = self.dtype.itemsize * buffers.shape[0] * buffers.shape[1]
         return block_of(component.shape.derivative, self._sketch.dimensions, bytes_of_entry)
 
     def _with_output_shifts(self, total: Array, buffers: Array, outputs: _Outputs) -> Array:
