@@ -157,7 +157,7 @@ def _make(
             shutil.rmtree(left_over)
         try:
             group = zarr.create_group(str(making / "group"), attributes={ATTRIBUTE: dict(identity)})
-            attributes = {_TILE: list(tile)}
+            attributes: dict[str, Any] = {_TILE: list(tile)}
             group.create_array(
                 name, shape=shape, dtype=dtype, chunks=tuple(chunk), compressors=[Crc32cCodec()], attributes=attributes
             )

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 N = 1000
-MEMORY = "1102MiB"  # for 15 tiles
+MEMORY = "1105MiB"  # for 6 tiles
 COMMAND = [sys.executable, "-m", "serving.dataset.main", "kernel"]
 
 

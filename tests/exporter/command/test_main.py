@@ -438,7 +438,8 @@ class TestExport:
         assert not re.search(r"\x1b\[(\d+;)*3\dm", written)
 
     def test_sigterm_while_exporting(self, folder):
-        process = command("--model=models:good", "--output=out", "--set=export.platforms=cpu", cwd=folder)
+        settings = ("--set=export.platforms=cpu", "--set=export.signatures=[ntk_diagonal]")
+        process = command("--model=models:good", "--output=out", *settings, cwd=folder)
         while not process.stdout.readline().startswith("lower"):
             pass
         process.send_signal(signal.SIGTERM)

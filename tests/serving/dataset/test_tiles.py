@@ -9,8 +9,8 @@ from serving.dataset.tiles import Grid, choose_grid, rows_at_once
 
 MLP = {
     "kernel": {"shape": [None, None], "dtype": "float32"},
-    "blocks": {"sizes": [1, 8, 64], "joined": 4},
-    "bytes": {"features_of_an_example": 91944, "request_at_most": 847355904},
+    "blocks": {"sizes": [1, 8, 64], "resident": 33, "joined": 4},
+    "bytes": {"features_of_an_example": 94056, "request_at_most": 842741760},
 }
 
 
@@ -49,7 +49,7 @@ def test_workers_end_together():
 
 
 def test_too_little_memory_is_said():
-    with pytest.raises(DatasetError, match=r"Expected a --memory of at least 1,1\d\d MiB .* received 1,000 MiB"):
+    with pytest.raises(DatasetError, match=r"Expected a --memory of at least 1,2\d\d MiB .* received 1,000 MiB"):
         choose_grid(MLP, 500, 500, symmetric=True, memory=1000 << 20, workers=2)
     with pytest.raises(DatasetError, match="Expected a --memory of at least"):
         rows_at_once(MLP, 1000, 4 * 4096, 1100 << 20, 2)
