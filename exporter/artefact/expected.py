@@ -91,4 +91,7 @@ def jumps_of(
         ahead, behind = at(signs, size), at(signs, -size)
         for name, kernel in of_kernel.items():
             largest[name] = np.maximum(largest[name], np.abs(ahead[name] + behind[name] - 2 * kernel))
+    if (features := largest.get("ntk_features")) is not None:
+        # One unit beyond its kink changes all of an example's features, by amounts that are random in each of them.
+        largest["ntk_features"] = np.broadcast_to(features.max(-1, keepdims=True), features.shape)
     return largest

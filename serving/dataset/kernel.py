@@ -51,8 +51,8 @@ def write_kernel(
         count = engine.worker_count(client)
         grid = choose_grid(export.manifest, *shape[:2], symmetric=symmetric, memory=memory, workers=count)
         if there := layout_of(output, ARRAY):
-            (rows_of, columns_of), (side1, side2) = there[0][:2], there[1][:2]
-            grid = Grid(grid.examples, (rows_of, columns_of), symmetric, (side1 // rows_of, side2 // columns_of))
+            (chunk1, chunk2), (side1, side2) = (examples[:2] for examples in there)
+            grid = Grid(grid.examples, (chunk1, chunk2), symmetric, (side1 // chunk1, side2 // chunk2))
         chunk = *grid.chunk, *shape[2:]
 
         def add(summary: Summary, tile: Tile, done: jobs.Done) -> None:

@@ -52,12 +52,12 @@ class Store:
     def write(self, rows: Sequence[slice], values: np.ndarray) -> None:
         """Writes a tile, one chunk after the other, each of which Zarr copies."""
         for place in self._chunks(rows):
-            part = tuple(
-                slice(max(r.start, k * size), min(r.stop, (k + 1) * size))
-                for k, size, r in zip(place, self._chunk, rows, strict=False)
-            )
-            here = tuple(slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, rows, strict=True))
-            self._array[part] = values[here]
+            there, here = [], []
+            for k, size, r in zip(place, self._chunk, rows, strict=False):
+                start, stop = max(r.start, k * size), min(r.stop, (k + 1) * size)
+                there.append(slice(start, stop))
+                here.append(slice(start - r.start, stop - r.start))
+            self._array[tuple(there)] = values[tuple(here)]
 
     def _chunks(self, rows: Sequence[slice]) -> Iterator[tuple[int, ...]]:
         """The places of a tile's chunks along the axes of examples."""

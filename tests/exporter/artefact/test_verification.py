@@ -13,6 +13,7 @@ from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.verification import verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
 from exporter.errors import ExportError
+from exporter.ntk.reference_features import reference_features
 from exporter.plan.planning import make_plan
 from serving.shared.reference import examples
 
@@ -235,6 +236,23 @@ def test_more_than_the_jump_of_a_kink(answers):
     answers(ntk_symmetric=right + 1.5 * (other - right))
     with pytest.raises(ExportError, match=r"furthest at \[\d, \d\]"):
         check(plan, "nowhere")
+
+
+def test_features_of_an_example_at_a_kink(answers):
+    """A unit beyond its kink changes all of an example's features, by amounts that are random in each of them."""
+    _, _, plan = kinked()
+    model = plan.model
+    features = reference_features(
+        model.apply_fn, model.trainable, model.frozen, model.examples(8), plan.sketch, trace_axes=(1,)
+    )
+    off = np.zeros_like(features)
+    off[5, 7] = 1e-2 * np.max(np.abs(features))
+    answers(ntk_features=features + off)
+    verification = check(plan, "nowhere", ("ntk_features",))
+    assert verification.at_kinks == pytest.approx({f"{kind}/ntk_features": 1e-2 for kind in KINDS}, rel=1e-5)
+    answers(ntk_features=features + np.roll(off, 1, 0))
+    with pytest.raises(ExportError, match=r"furthest at \[6, 7\]"):
+        check(plan, "nowhere", ("ntk_features",))
 
 
 def test_ill_conditioned_is_no_kink(answers):
