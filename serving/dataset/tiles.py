@@ -21,6 +21,7 @@ PROCESS = 1100 << 20
 # 1,990 for 500 and 2,150 for 1,000 examples a side; by these numbers 1,540, 1,980, 1,960 and 2,270.
 _WORK, _KEPT, _RESULT = 2.3, 1.3, 2
 _ROWS = 5  # of a result's rows, which the store copies in one piece
+_PROJECTION = 0.7  # of the manifest's bytes of a request: exports plan it with half of them, of which it takes 1.4
 _CHUNK = 32 << 20  # bytes of a chunk at most: what a reader of a few numbers reads, and a writer copies twice
 _PAIRS_OF_FEATURES = 400.0  # Features of an example cost as much as so many pairs: 560 of the MLP, 230 of the CNN.
 _LEAST = 64
@@ -140,7 +141,7 @@ def rows_at_once(manifest: Mapping[str, Any], rows: int, bytes_of_row: int, memo
       DatasetError: the memory does not hold even a few.
     """
     least = min(_LEAST, rows)
-    work = int(1.4 * manifest["bytes"]["request_at_most"] / 2)  # exports plan a projection with half of it
+    work = int(_PROJECTION * manifest["bytes"]["request_at_most"])
     free = memory - PROCESS - work
     if free < least * bytes_of_row * _ROWS:
         needed = PROCESS + work + least * bytes_of_row * _ROWS

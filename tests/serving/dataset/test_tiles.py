@@ -32,8 +32,8 @@ def test_tiles_fit_the_memory(n1, n2):
     memory = 2 << 30
     grid = choose_grid(MLP, n1, n2, symmetric=n1 == n2, memory=memory, workers=2)
     assert tiles._bytes(MLP, grid) <= memory
-    larger = Grid(grid.examples, tuple(min(n, 2 * s) for n, s in zip(grid.examples, grid.sides, strict=True)), False)
     assert 4 * np.prod(grid.chunk) <= tiles._CHUNK
+    larger = Grid(grid.examples, tuple(min(n, 2 * s) for n, s in zip(grid.examples, grid.sides, strict=True)), False)
     assert n1 < 1_000_000 or tiles._bytes(MLP, larger) > memory
     assert grid.sides[1] <= n2
 
