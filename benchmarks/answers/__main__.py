@@ -1,11 +1,12 @@
 """Asks a server of answers from many clients at once, and checks every row.
 
     python -m benchmarks.answers demo/digits_answers --data=demo/digits_test.npz [--requests=10000] [--clients=16]
+        [--nobatching]
 
 Requests are of random rows of the data, 1 to 64, to `predict`, `nearest` and `support` in turn of chance, half of the
 clients by gRPC, half by REST. Each row of an answer is compared with that of the SavedModel in this process. By default
-the embedded server is started; with --address a running one is asked, which serves that directory. The exit code is 0
-if every row was its own example's.
+the embedded server is started, which joins requests unless --nobatching is given; with --address a running one is
+asked, which serves that directory. The exit code is 0 if every row was its own example's.
 """
 
 import pathlib
@@ -25,6 +26,7 @@ from serving.shared.exports import version_directories
 _DATA = flags.DEFINE_string("data", None, "A .npz file with the input x of the examples to ask about.", required=True)
 _REQUESTS = flags.DEFINE_integer("requests", 10_000, "Requests in all.", lower_bound=1)
 _CLIENTS = flags.DEFINE_integer("clients", 16, "Clients at the same time.", lower_bound=1)
+_BATCHING = flags.DEFINE_bool("batching", True, "Whether the embedded server joins requests.")
 _ADDRESS = flags.DEFINE_string("address", None, "HOST:PORT[,http://HOST:PORT] of a running server.")
 _MODEL = flags.DEFINE_string("model_name", "answers", "The model's name on the server.")
 
@@ -43,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
         if _ADDRESS.value:
             outcome = _asked(_ADDRESS.value.split(","), x, expected)
         else:
-            server = ServerProcess(base_dir, _MODEL.value, pathlib.Path(directory) / "server.log")
+            log = pathlib.Path(directory) / "server.log"
+            server = ServerProcess(base_dir, _MODEL.value, log, batching=_BATCHING.value)
             try:
                 server.wait_until_ready()
                 outcome = _asked([server.grpc_address, server.rest_address], x, expected)

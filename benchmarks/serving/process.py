@@ -23,8 +23,8 @@ class ServerProcess:
       memory: for each life of the process the pairs (seconds since the epoch, resident bytes) seen.
     """
 
-    def __init__(self, base_dir: Path, model: str, log: Path) -> None:
-        """Starts it; `log` gets what it writes."""
+    def __init__(self, base_dir: Path, model: str, log: Path, *, batching: bool = False) -> None:
+        """Starts it; `log` gets what it writes, `batching` is as of `ntk-serve`."""
         ports = [_free_port(), _free_port()]
         self.grpc_address, self.rest_address = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
         self.memory: list[list[tuple[float, int]]] = []
@@ -32,6 +32,7 @@ class ServerProcess:
         self._command = [
             sys.executable, "-m", "serving.start.main", f"--model_base_path={base_dir}", f"--model_name={model}",
             f"--port={ports[0]}", f"--rest_api_port={ports[1]}", "--server=embedded",
+            f"--batching={str(batching).lower()}",
         ]  # fmt: skip
         self._log = log.open("ab")
         self._stop = threading.Event()

@@ -17,9 +17,8 @@ from serving.answers.errors import FitError
 from serving.answers.exported import Exported
 from serving.answers.fit import Fit
 from serving.answers.module import AnswersModule
-from serving.bundle.batching import PARAMETERS_FILE, model_parameters
 from serving.dataset.data import Rows
-from serving.shared import disk, manifest_signature, reference
+from serving.shared import batching_parameters, disk, manifest_signature, reference
 from serving.shared.staging import StagingError
 from serving.shared.warmup_file import request_of_one_value, write_requests
 
@@ -37,7 +36,7 @@ def write(module: AnswersModule, exported: Exported, path: Path, example: Mappin
     blocks = exported.manifest["blocks"]
     sizes = [*blocks["sizes"], *([blocks["sizes"][-1] + 1] if blocks["joined"] > 1 else [])]
     write_requests(path, _warmup(functions, sizes, example))
-    (path / PARAMETERS_FILE).write_text(model_parameters(), encoding="utf-8")
+    (path / batching_parameters.FILE).write_text(str(batching_parameters.of_rows()), encoding="utf-8")
 
 
 def _warmup(functions: Mapping[str, Any], sizes: Sequence[int], example: Mapping[str, tf.Tensor]) -> Iterator[Any]:

@@ -16,58 +16,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-
+from serving.shared import batching_parameters
 from serving.shared.exports import read_manifest
-from serving.shared.protos import message_classes
 
 DIRECTORY = "rowwise"  # the base directory of that model, in the bundle
-PARAMETERS_FILE = "batching_params.pbtxt"  # in a version's directory, read with --enable_per_model_batching_parameters
 ROWWISE = ("ntk_diagonal", "ntk_features", "forward")
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batches; the warmup calls each of them
-
-_WAIT_MICROSECONDS = 500  # for further requests, while a thread is free
-_QUEUE = 64  # batches
 _OTHERS = shutil.ignore_patterns("saved_model.pb", "fingerprint.pb", "assets.extra")  # which differ
-
-
-# tensorflow-serving-api does not have it (session_bundle_config.proto).
-_BatchingParameters = message_classes(
-    {
-        "Int64Value": {"value": (1, "int64")},
-        "StringValue": {"value": (1, "string")},
-        "BatchingParameters": {
-            "max_batch_size": (1, "Int64Value"),
-            "batch_timeout_micros": (2, "Int64Value"),
-            "max_enqueued_batches": (3, "Int64Value"),
-            "num_batch_threads": (4, "Int64Value"),
-            "thread_pool_name": (5, "StringValue"),
-            "allowed_batch_sizes": (6, "[]int64"),
-        },
-    }
-)["BatchingParameters"]
 
 
 class BatchingError(Exception):
     """An export that cannot be batched; its text is shown as it is."""
-
-
-def shared_parameters(threads: int) -> str:
-    """The BatchingParameters of a server, in text format: the threads that all batched models share."""
-    message = _BatchingParameters()
-    message.num_batch_threads.value = threads
-    message.thread_pool_name.value = "batching"
-    return text_format.MessageToString(message)
-
-
-def model_parameters() -> str:
-    """The BatchingParameters of the row-wise model, in text format."""
-    message = _BatchingParameters()
-    message.max_batch_size.value = SIZES[-1]
-    message.batch_timeout_micros.value = _WAIT_MICROSECONDS
-    message.max_enqueued_batches.value = _QUEUE
-    message.allowed_batch_sizes.extend(SIZES)
-    return text_format.MessageToString(message)
 
 
 def write_rowwise(version: Path, target: Path) -> None:
@@ -108,7 +66,7 @@ def write_rowwise(version: Path, target: Path) -> None:
         for name in [n for n in graph.signature_def if n not in names and not n.startswith("__")]:
             del graph.signature_def[name]
         (staging / "saved_model.pb").write_bytes(model.SerializeToString())
-        (staging / PARAMETERS_FILE).write_text(model_parameters(), encoding="utf-8")
+        (staging / batching_parameters.FILE).write_text(str(batching_parameters.of_rows()), encoding="utf-8")
         write_requests(staging, _warmup(version, {name: graph.signature_def[name] for name in names}))
         staging.rename(target)
 
@@ -142,7 +100,7 @@ def _warmup(version: Path, signatures: Mapping[str, Any]) -> Iterator[Any]:
         if name not in own and any(spec.dtype == tf.string for spec in specs.values()):
             continue
         request = own.get(name) or request_of_one_value(name, specs)
-        for size in SIZES:
+        for size in batching_parameters.SIZES:
             for proto in request.inputs.values():
                 proto.tensor_shape.dim[0].size = size
             yield request

@@ -14,7 +14,7 @@ import yaml
 from google.protobuf import text_format
 
 from serving.bundle import batching
-from serving.shared import xla_cache
+from serving.shared import batching_parameters, xla_cache
 from serving.shared.exports import BUNDLE, are_answers
 from serving.shared.model_server import GRPC_PORT, IMAGE, REST_PORT, Flag, model_server_flags, session_config
 from serving.shared.protos import Table, message_classes
@@ -119,7 +119,7 @@ def bundle_files(manifest: Mapping[str, Any], options: BundleOptions) -> dict[st
         ),
     }
     if options.batched:
-        files["batching_parameters.txt"] = batching.shared_parameters(options.cpus)
+        files["batching_parameters.txt"] = batching_parameters.of_server(options.cpus)
     return files
 
 

@@ -2,7 +2,8 @@
 
     gRPC ── grpc_server ─────────────► service ──► admission ──► models ──► manager ──► servable (a TF session)
     REST ── rest_server ── rest_api ──►   │        a place to compute       one model    one version
-                                          └── predict (tensors, json_document, json_tensors)
+                                          ├── predict (tensors, json_document, json_tensors)
+                                          └── batching: joins requests to versions that allow it
 
 `options` and `model_config` say what to serve; `versions` which directories are versions, `warmup` replays their warmup
 requests; `metrics` counts. It alone knows TF Serving's rules for requests and its messages, to which the recorded

@@ -60,6 +60,7 @@ class ServerOptions:
       shutdown_seconds: longest time that requests get to finish when the server stops.
       log_requests: whether each request is logged (not what it contains).
       warmup: whether a version's warmup requests are replayed before it is served.
+      batching: whether requests are joined, of versions that have batching parameters of their own and no others.
     """
 
     host: str = "127.0.0.1"
@@ -74,6 +75,7 @@ class ServerOptions:
     shutdown_seconds: float = 30.0
     log_requests: bool = False
     warmup: bool = True
+    batching: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError with all problems."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
@@ -15,9 +15,13 @@ from serving.shared.tensorflow_names import meta_graph_pb2
 
 _SIGNATURE_DEF = "signature_def"
 
+Run = Callable[..., dict[str, np.ndarray]]  # as Servable.run: signature, inputs, wanted outputs
 
-def predict(servable: Servable, request: predict_pb2.PredictRequest, *, max_bytes: int) -> predict_pb2.PredictResponse:
-    """Answers a request; `max_bytes` bounds each input.
+
+def predict(
+    servable: Servable, run: Run, request: predict_pb2.PredictRequest, *, max_bytes: int
+) -> predict_pb2.PredictResponse:
+    """Answers a request by what `run` computes; `max_bytes` bounds each input.
 
     Raises:
       ServingError: what is wrong with the request, or what TensorFlow says to it.
@@ -30,13 +34,13 @@ def predict(servable: Servable, request: predict_pb2.PredictRequest, *, max_byte
     response.model_spec.name = request.model_spec.name
     response.model_spec.signature_name = name
     response.model_spec.version.value = servable.version
-    for alias, array in servable.run(name, arrays, outputs).items():
+    for alias, array in run(name, arrays, outputs).items():
         tensors.fill_proto(array, response.outputs[alias])
     return response
 
 
-def predict_json(servable: Servable, document: JsonObject, *, max_bytes: int) -> bytes:
-    """Answers a REST request in its own format, if that takes `max_bytes` at most.
+def predict_json(servable: Servable, run: Run, document: JsonObject, *, max_bytes: int) -> bytes:
+    """Answers a REST request in its own format, by what `run` computes, if that takes `max_bytes` at most.
 
     Raises:
       ServingError: what is wrong with the request, or what TensorFlow says to it.
@@ -51,7 +55,7 @@ def predict_json(servable: Servable, document: JsonObject, *, max_bytes: int) ->
         raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
     arrays, layout = json_tensors.read_inputs(document, given, servable.signatures[name].inputs)
     servable.signature(name)
-    answer = json_tensors.write_outputs(servable.run(name, arrays), layout)
+    answer = json_tensors.write_outputs(run(name, arrays), layout)
     if len(answer) > max_bytes:
         raise resource_exhausted(f"Sent message larger than max ({len(answer)} vs. {max_bytes})")  # gRPC's words
     return answer

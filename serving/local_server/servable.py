@@ -18,6 +18,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from serving.local_server.errors import ServingError, from_tensorflow, invalid_argument
+from serving.shared.batching_parameters import BatchingParameters
 from serving.shared.model_server import session_config
 from serving.shared.tensorflow_names import SavedModelLoader, config_pb2, dismantle_graph, make_callable, meta_graph_pb2
 
@@ -29,14 +30,15 @@ _METHODS = ("tensorflow/serving/predict", "tensorflow/serving/classify", "tensor
 class Servable:
     """A loaded version. `run` may be called by any number of threads; `close` when none does any more."""
 
-    def __init__(self, path: pathlib.Path, version: int) -> None:
-        """Loads the SavedModel at `path`.
+    def __init__(self, path: pathlib.Path, version: int, batching: BatchingParameters | None = None) -> None:
+        """Loads the SavedModel at `path`; `batching` says how its requests are joined, None that they are not.
 
         Raises:
           Exception: of any kind that TensorFlow raises for a SavedModel that cannot be loaded.
         """
         self.path = path
         self.version = version
+        self.batching = batching
         config = text_format.Parse(session_config(), config_pb2.ConfigProto(allow_soft_placement=True))
         config.gpu_options.allow_growth = True  # two versions are loaded during a swap
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)

@@ -20,6 +20,7 @@ from serving.local_server.rest_api import RestApi
 from serving.local_server.rest_server import RestServer
 from serving.local_server.servable import Servable
 from serving.local_server.service import Service
+from serving.shared import batching_parameters
 from serving.shared.addresses import host_port, listen
 
 _ALWAYS_FREE = 4  # threads for status and health while all others compute or wait
@@ -106,6 +107,7 @@ class LocalServer:
         finished = self._grpc.stop(self.options.shutdown_seconds)
         self._rest.stop()
         finished.wait()
+        self._service.stop()
         self.models.stop(self.options.shutdown_seconds)
 
     def __enter__(self) -> LocalServer:
@@ -120,7 +122,8 @@ class LocalServer:
         self.stop()
 
     def _load(self, model: ModelOptions, path: pathlib.Path, version: int) -> Servable:
-        servable = Servable(path, version)
+        batching = batching_parameters.of_version(path) if self.options.batching else None
+        servable = Servable(path, version, batching)
         if self.options.warmup:
             try:
                 warmup.replay(servable, self.options.max_message_bytes)

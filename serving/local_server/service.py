@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,10 +11,13 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from serving.local_server import json_document, predict
 from serving.local_server.admission import Admission
+from serving.local_server.batching import Batching
 from serving.local_server.errors import CancelledError, deadline_exceeded
 from serving.local_server.metrics import Metrics
 from serving.local_server.models import Models
 from serving.local_server.options import ServerOptions
+from serving.local_server.predict import Run
+from serving.local_server.servable import Servable
 
 
 class Service:
@@ -24,10 +28,12 @@ class Service:
         self.options = options
         self._models = models
         self._admission = Admission(options.max_concurrency, options.max_queue)
+        self._batching = Batching(self._admission, options.max_concurrency)
         names = [manager.options.name for manager in models.managers()]
         self.metrics = Metrics(names, log_requests=options.log_requests)
         self.metrics.gauge("ntk_serving_running", "Requests that are computed.", lambda: self._admission.running)
-        self.metrics.gauge("ntk_serving_waiting", "Requests that wait for a place.", lambda: self._admission.waiting)
+        waiting = "Requests that wait for a place or a batch."
+        self.metrics.gauge("ntk_serving_waiting", waiting, lambda: self._admission.waiting)
 
     def predict(
         self, request: predict_pb2.PredictRequest, deadline: float, wanted: Callable[[], bool]
@@ -42,17 +48,16 @@ class Service:
         Raises:
           ServingError: with what the client receives.
         """
-        with self._place(deadline, wanted), self._models.lookup(predict.check_model_spec(request)) as servable:
-            return predict.predict(servable, request, max_bytes=self.options.max_message_bytes)
+        with self._admitted(predict.check_model_spec(request), deadline, wanted) as (servable, run):
+            return predict.predict(servable, run, request, max_bytes=self.options.max_message_bytes)
 
     def predict_json(
         self, spec: model_pb2.ModelSpec, body: bytes, deadline: float, wanted: Callable[[], bool]
     ) -> bytes:
         """As `predict`, from the body of a REST request to the body of the answer."""
-        with self._place(deadline, wanted):
+        with self._admitted(spec, deadline, wanted) as (servable, run):
             document = json_document.parse(body)
-            with self._models.lookup(spec) as servable:
-                return predict.predict_json(servable, document, max_bytes=self.options.max_message_bytes)
+            return predict.predict_json(servable, run, document, max_bytes=self.options.max_message_bytes)
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
@@ -81,11 +86,23 @@ class Service:
             entry.status.error_message = status.message
         return response
 
+    def stop(self) -> None:
+        """Frees the threads of batches, once no request is computed any more."""
+        self._batching.stop()
+
     @contextlib.contextmanager
-    def _place(self, deadline: float, wanted: Callable[[], bool]) -> Iterator[None]:
-        with self._admission.slot(deadline):
-            if not wanted():
-                raise CancelledError
-            if time.monotonic() >= deadline:
-                raise deadline_exceeded("Deadline exceeded before the computation.")
-            yield
+    def _admitted(
+        self, spec: model_pb2.ModelSpec, deadline: float, wanted: Callable[[], bool]
+    ) -> Iterator[tuple[Servable, Run]]:
+        """What is asked and what computes it: at a place of its own, or else in batches, which take one each."""
+        with self._admission.admitted(), self._models.lookup(spec) as servable:
+            batching = servable.batching
+            with self._admission.place(deadline) if batching is None else contextlib.nullcontext():
+                if not wanted():
+                    raise CancelledError
+                if time.monotonic() >= deadline:
+                    raise deadline_exceeded("Deadline exceeded before the computation.")
+                if batching is None:
+                    yield servable, servable.run
+                else:
+                    yield servable, functools.partial(self._batching.run, servable, batching, deadline)

@@ -36,7 +36,7 @@ def replay(servable: Servable, max_bytes: int) -> int:
             number += 1
             if number > _MAX_RECORDS:
                 raise invalid_argument(f"Number of warmup records exceeds the maximum ({_MAX_RECORDS}) at {path}")
-            predict.predict(servable, _request(record, path), max_bytes=max_bytes)
+            predict.predict(servable, servable.run, _request(record, path), max_bytes=max_bytes)
     except tf.errors.OpError as error:
         wrong = from_tensorflow(error)
         raise ServingError(

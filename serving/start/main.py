@@ -1,7 +1,7 @@
 """Serves exported kernels over TF Serving's gRPC and REST APIs.
 
 ntk-serve --model_base_path=BASE_DIR [--model_name=NAME] [--port=8500] [--rest_api_port=8501] [--server=auto]
-          [-- FLAGS OF tensorflow_model_server]
+          [--batching] [-- FLAGS OF tensorflow_model_server]
 
 Starts tensorflow_model_server with the flags that the kernels need if there is one ($TF_MODEL_SERVER, on the PATH, or
 as a container image that was pulled before), else the embedded server. Serves until SIGTERM or Ctrl-C, which lets
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from serving.shared import model_server, xla_cache
+from serving.shared import batching_parameters, model_server, xla_cache
 from serving.shared.addresses import from_here
 from serving.shared.command_line import CommandLine
 from serving.shared.exports import BUNDLE
@@ -67,6 +67,13 @@ _QUEUE = _integer("max_queue", 256, "Requests that wait for a place beside these
 _MESSAGE_MIB = _integer("max_message_mib", 1024, "Largest request or answer in MiB (embedded).", upper_bound=2047)
 _SHUTDOWN = flags.DEFINE_float(
     "shutdown_seconds", 30.0, "Longest time for requests to finish at the end (embedded).", 0.0, flag_values=_FLAGS
+)
+_BATCHING = flags.DEFINE_bool(
+    "batching",
+    False,
+    "Join requests of several clients, to models that have batching parameters of their own (answers, and what "
+    "ntk-bundle --batching makes), and no others.",
+    flag_values=_FLAGS,
 )
 _LOG_REQUESTS = flags.DEFINE_bool("log_requests", False, "Log each request (embedded).", flag_values=_FLAGS)
 
@@ -178,6 +185,7 @@ def _serve_embedded(choice: server_choice.Choice) -> int:
         rest_timeout_seconds=_REST_TIMEOUT.value or 0.0,
         shutdown_seconds=_SHUTDOWN.value or 0.0,
         log_requests=bool(_LOG_REQUESTS.value),
+        batching=bool(_BATCHING.value),
     )
     models = _models()
     running.run_server(LocalServer(models, options), [model.name for model in models])
@@ -219,12 +227,16 @@ def _serve_by_process(choice: server_choice.Choice, extra: Sequence[str]) -> int
 def _command(
     choice: server_choice.Choice, ports: Sequence[int], folder: pathlib.Path, extra: Sequence[str]
 ) -> list[str]:
-    """What starts the server; its session config is written into `folder`."""
+    """What starts the server; the files that it reads are written into `folder`."""
     base_path, config_file = (
         os.path.abspath(path) if path else None for path in (_BASE_PATH.value, _CONFIG_FILE.value)
     )
     session_config = folder / "session.config"
     session_config.write_text(model_server.session_config(), encoding="utf-8")
+    batching_file = None
+    if _BATCHING.value:
+        batching_file = folder / "batching_parameters.txt"
+        batching_file.write_text(batching_parameters.of_server(os.cpu_count() or 1), encoding="utf-8")
     flags = model_server.model_server_flags(
         model_base_path=base_path,
         model_config_file=config_file,
@@ -235,6 +247,7 @@ def _command(
         grpc_max_threads=_GRPC_THREADS.value or 1,
         rest_timeout_seconds=_REST_TIMEOUT.value or 1.0,
         session_config_file=session_config,
+        batching_parameters_file=batching_file,
     )
     arguments = [*map(str, flags), *extra]
     if choice.kind == "tensorflow_model_server":
@@ -245,7 +258,7 @@ def _command(
         _IMAGE.value or "",
         _HOST.value or "",
         ports,
-        [*paths, str(session_config)],
+        [*paths, *(str(file) for file in (session_config, batching_file) if file)],
         arguments,
         gpu=bool(_GPU.value),
         keep_compiled=_XLA_CACHE.value != "",

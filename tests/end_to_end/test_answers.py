@@ -7,7 +7,7 @@ import tensorflow as tf
 from benchmarks.answers import load
 from examples import diabetes_intervals
 from serving import Client
-from serving.local_server import LocalServer, ModelOptions
+from serving.local_server import LocalServer, ModelOptions, ServerOptions
 
 CLIENTS, REQUESTS = 16, 320
 
@@ -32,12 +32,13 @@ def test_intervals_hold_what_they_promise(diabetes):
 
 
 def test_mixed_requests_of_many_clients(diabetes):
-    """Every row is that of its own example."""
+    """Every row is that of its own example, though requests are joined."""
     model = tf.saved_model.load(str(diabetes / "answers/1"))
     (x, _), (others, _) = diabetes_intervals.patients()
     x = np.concatenate([x, others])
     expected = load.expected_of(model, x)
-    with LocalServer([ModelOptions(diabetes / "answers", "answers")]) as server:
+    answers = ModelOptions(diabetes / "answers", "answers")
+    with LocalServer([answers], ServerOptions(batching=True)) as server:
         addresses = (server.grpc_address, f"http://{server.rest_address}")
         with Client(addresses[0], model="answers") as client:
             client.wait_until_ready()

@@ -23,6 +23,7 @@ from serving.doctor.report import Outcome
 from serving.doctor.server import check_server
 from serving.loading import load
 from serving.local_server import LocalServer, ModelOptions
+from serving.shared import batching_parameters
 from serving.shared.exports import MANIFEST
 from serving.shared.warmup_file import read_requests
 
@@ -99,7 +100,7 @@ with tf.compat.v1.Session(graph=tf.Graph()) as session:
     def test_rowwise_model_is_asked_for_them_too(self, one, tmp_path):
         batching.write_rowwise(one.path, tmp_path / "1")
         requests = list(read_requests(tmp_path / "1"))
-        assert len(requests) == len(("forward", "ntk_diagonal", "ntk_features")) * len(batching.SIZES)
+        assert len(requests) == len(("forward", "ntk_diagonal", "ntk_features")) * len(batching_parameters.SIZES)
         model = tf.saved_model.load(str(tmp_path / "1"))
         for request in requests[:3]:
             inputs = {key: tf.constant(tf.make_ndarray(proto)) for key, proto in request.inputs.items()}

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from batching_session import Refused, run_batch
-from google.protobuf import text_format
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 import serving
 from serving.bundle import batching
-from serving.local_server import LocalServer, ModelOptions
+from serving.local_server import LocalServer, ModelOptions, ServerOptions
+from serving.shared import batching_parameters
+from serving.shared.batching_parameters import SIZES
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def rowwise(exported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(rowwise):
-    with LocalServer(ModelOptions(rowwise.parent)) as server:
+    with LocalServer(ModelOptions(rowwise.parent), ServerOptions(batching=True)) as server:
         yield server
 
 
@@ -75,15 +76,13 @@ class TestRowwiseModel:
         for signature, inputs in warmup_requests(rowwise):
             called.setdefault(signature, []).append(len(inputs["x_a"]))
             assert {len(array) for array in inputs.values()} == {called[signature][-1]}
-        assert called == {name: list(batching.SIZES) for name in batching.ROWWISE}
+        assert called == {name: list(SIZES) for name in batching.ROWWISE}
 
     def test_parameters(self, rowwise):
-        text = (rowwise / "batching_params.pbtxt").read_text()
-        message = text_format.Parse(text, batching._BatchingParameters())
-        assert list(message.allowed_batch_sizes) == list(batching.SIZES)
-        assert message.max_batch_size.value == batching.SIZES[-1]  # or TF Serving refuses the model
-        shared = text_format.Parse(batching.shared_parameters(3), batching._BatchingParameters())
-        assert shared.num_batch_threads.value == 3
+        assert (rowwise / "batching_params.pbtxt").is_file()
+        parameters = batching_parameters.of_version(rowwise)
+        assert parameters.allowed_batch_sizes == SIZES
+        assert parameters.max_batch_size == SIZES[-1]  # or TF Serving refuses the model
 
     def test_joined_requests_get_their_own_rows(self, exported):
         """In any company and at any padding, as if alone."""
@@ -93,7 +92,7 @@ class TestRowwiseModel:
             counts = random.integers(1, 40, random.integers(1, 6))
             x = [one.inputs(int(n), seed=100 * seed + k) for k, n in enumerate(counts)]
             for name in batching.ROWWISE:
-                answers = run_batch(one.loaded.signatures[name], [{"x_a": a, "x_b": b} for a, b in x], batching.SIZES)
+                answers = run_batch(one.loaded.signatures[name], [{"x_a": a, "x_b": b} for a, b in x], SIZES)
                 for answer, inputs in zip(answers, x, strict=True):
                     alone = np.asarray(getattr(one.loaded, name)(list(inputs)))
                     np.testing.assert_allclose(answer, alone, rtol=1e-5, atol=1e-6 * np.max(np.abs(alone)))

@@ -1,3 +1,4 @@
+import contextlib
 import threading
 import time
 
@@ -8,6 +9,12 @@ from serving.local_server.admission import Admission
 from serving.local_server.errors import OverloadedError, ServingError
 
 FOREVER = float("inf")
+
+
+@contextlib.contextmanager
+def slot(admission, deadline=FOREVER):
+    with admission.admitted(), admission.place(deadline):
+        yield
 
 
 class Request(threading.Thread):
@@ -21,7 +28,7 @@ class Request(threading.Thread):
 
     def run(self):
         try:
-            with self.admission.slot(self.deadline):
+            with slot(self.admission, self.deadline):
                 self.admitted.set()
                 self.finish.wait(10)
         except ServingError as error:
@@ -41,7 +48,7 @@ def test_no_more_than_so_many_compute_and_so_many_wait():
     assert all(request.admitted.wait(10) for request in running)
     waiting = Request(admission)
     wait_until(lambda: admission.waiting == 1)
-    with pytest.raises(OverloadedError, match="and 1 more wait") as error, admission.slot(FOREVER):
+    with pytest.raises(OverloadedError, match="and 1 more wait") as error, slot(admission):
         pass
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.value.http_status == 503
@@ -60,25 +67,25 @@ def test_a_deadline_ends_the_wait_and_gives_the_place_in_the_queue_back():
     running = Request(admission)
     assert running.admitted.wait(10)
     for _ in range(2):
-        with pytest.raises(ServingError) as error, admission.slot(time.monotonic() + 0.01):
+        with pytest.raises(ServingError) as error, slot(admission, time.monotonic() + 0.01):
             pass
         assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     running.finish.set()
     running.join(10)
-    with admission.slot(FOREVER):
+    with slot(admission):
         assert admission.running == 1
 
 
 def test_without_a_queue_a_request_is_taken_or_refused():
     admission = Admission(concurrency=1, queue=0)
-    with admission.slot(FOREVER), pytest.raises(OverloadedError), admission.slot(FOREVER):
+    with slot(admission), pytest.raises(OverloadedError), slot(admission):
         pass
-    with admission.slot(FOREVER):
+    with slot(admission):
         pass
 
 
 def test_a_request_that_fails_gives_its_place_back():
     admission = Admission(concurrency=1, queue=0)
-    with pytest.raises(ZeroDivisionError), admission.slot(FOREVER):
+    with pytest.raises(ZeroDivisionError), slot(admission):
         raise ZeroDivisionError
     assert admission.running == 0

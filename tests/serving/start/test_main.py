@@ -13,6 +13,7 @@ import pytest
 import serving_models
 from absl import logging
 
+from serving.shared.batching_parameters import of_server
 from serving.shared.model_server import session_config
 from serving.shared.xla_cache import xla_flags
 from serving.start import main as serve_main
@@ -177,8 +178,8 @@ def binary(tmp_path):
         + textwrap.dedent(
             """
             import http.server, json, os, pathlib, sys
-            name = "--tensorflow_session_config_file="
-            paths = [flag.removeprefix(name) for flag in sys.argv if flag.startswith(name)]
+            names = "--tensorflow_session_config_file", "--batching_parameters_file"
+            paths = [flag.partition("=")[2] for flag in sys.argv if flag.startswith(names)]
             lines = [*sys.argv[1:], *(pathlib.Path(path).read_text().strip() for path in paths)]
             pathlib.Path(__file__).with_name("flags").write_text("\\n".join(lines))
             pathlib.Path(__file__).with_name("xla").write_text(os.environ["TF_XLA_FLAGS"])
@@ -204,7 +205,7 @@ def binary(tmp_path):
 def test_tensorflow_model_server_is_started_with_the_flags_it_needs(binary, base, tmp_path):
     environment = {"TF_MODEL_SERVER": str(binary), "TF_XLA_FLAGS": "--mine"}
     cache = tmp_path / "cache"
-    arguments = (f"--model_base_path={base}", f"--xla_cache={cache}", *PORTS, "--", "--mine=1")
+    arguments = (f"--model_base_path={base}", f"--xla_cache={cache}", "--batching", *PORTS, "--", "--mine=1")
     with start(*arguments, environment=environment) as process:
         printed, _ = until_ready(process)
         assert printed.startswith(f"server  tensorflow_model_server ({binary})\n")
@@ -217,7 +218,9 @@ def test_tensorflow_model_server_is_started_with_the_flags_it_needs(binary, base
     assert f"--model_base_path={base}" in flags
     assert "--xla_cpu_compilation_enabled=true" in flags
     assert "--port=0" not in flags
-    assert flags[-2:] == ["--mine=1", session_config().strip()]
+    assert {"--enable_batching=true", "--enable_per_model_batching_parameters=true"} < {*flags}
+    after = flags[flags.index("--mine=1") + 1 :]
+    assert after == [*session_config().splitlines(), *of_server(os.cpu_count()).splitlines()]
     (kept,) = cache.iterdir()
     assert binary.with_name("xla").read_text() == f"{xla_flags(str(kept))} --mine"
 
