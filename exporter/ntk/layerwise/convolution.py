@@ -168,7 +168,12 @@ def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
     window = Window.of(eqn)
     if math.prod(window.kernel) == 1:
         return patches(eqn, a)
-    a = window.pad(jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])), 1)
+    return _gathered(window, groups, jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])))
+
+
+def _gathered(window: Window, groups: int, a: Array) -> Array:
+    """Those of data (batch, *inputs, channels)."""
+    a = window.pad(a, 1)
     places = window.under_taps(a.shape[1:-1])
     batch, channels = a.shape[0], a.shape[-1]
     a = lax.gather(
@@ -255,8 +260,11 @@ def _convolution(window: Window, groups: int, a: Array, w: Array, options: Mappi
     axis = next(filter(window.phased, range(len(window.inputs))), None)
     if axis is not None:
         return _interleaved(window, axis, lambda phase, w: _convolution(phase, groups, a, w, options), w)
-    if groups > 1 or (math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1):
+    if groups > 1:
         return _taps(window, groups, a, w)
+    if math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1:
+        y = _gathered(window, 1, a)[0] @ w.reshape(-1, w.shape[-1])
+        return y.reshape(a.shape[0], *window.outputs, -1)
     return _ungrouped(window, a, w, options)
 
 
