@@ -3,6 +3,9 @@
 A buffer has 2 D numbers, so that a row shifted by less than D lies in it in one piece; its halves are added up at the
 end. There is one for each example and output, (n, R, 2 D).
 
+XLA compiles each operation on its own, and of most variables of a deep model a row has few entries. So narrow rows wait,
+and those of about a width are added in one loop.
+
 Functions are compiled ones, so that they are traced once for all variables of a shape.
 """
 
@@ -22,6 +25,7 @@ from exporter.ntk.layerwise.drawn import Drawn
 Array = Any
 
 FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
+NARROW = 256  # entries of rows that wait: wider ones cost more to be moved once more than they compile
 BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
 LARGEST_BLOCK = 32 << 20
 
@@ -32,34 +36,116 @@ def folded(buffers: Array) -> Array:
     return buffers[..., :d] + buffers[..., d:]
 
 
+class Accumulator:
+    """Buffers that Jacobians are added to, of one group of examples."""
+
+    def __init__(self, buffers: Array, drawn: Drawn, *, at_once: bool) -> None:
+        """Takes buffers (n, R, 2 D); rows are moved `at_once`, as GPUs do fastest, or one after the other."""
+        self._buffers, self._drawn, self._at_once = buffers, drawn, at_once
+        self._waiting: list[tuple[int, Array]] = []
+
+    @property
+    def count(self) -> int:
+        """How many buffers there are: for each example and output one."""
+        return self._buffers.shape[0] * self._buffers.shape[1]
+
+    def add_entries(self, first: int, jacobian: Array) -> None:
+        """Adds a Jacobian (n, R, ...), of entries from the begin of row number `first` on."""
+        d = self._drawn.dimensions
+        entries = jacobian.reshape(*self._buffers.shape[:2], -1)
+        full = entries.shape[-1] // d
+        if full > FEW_ROWS:
+            self._buffers = _add_rows(self._buffers, first, entries, self._drawn, at_once=self._at_once)
+        else:
+            full = 0
+        for k in range(full, -(-entries.shape[-1] // d)):
+            row = entries[..., k * d : (k + 1) * d]
+            if row.shape[-1] > NARROW:
+                self._buffers = _add_wide(self._buffers, first + k, row, self._drawn)
+            else:
+                self._waiting.append((first + k, row))
+
+    def add_factors(self, first: int, a: Array, d: Array, *, block: int, bias: int | None) -> None:
+        """Adds the Jacobian of a matrix (I, J), whose entries are made a block at a time.
+
+        Args:
+          first: number of the matrix's first row of D entries.
+          a: factors (n, T, I), or (n, T, I + 1) with a bias, of ones.
+          d: factors (n, T, R, J).
+          block: rows of the matrix that are made at a time, which together are whole rows of D entries.
+          bias: number of the bias's first row of D entries; None without.
+        """
+        blocks = (a.shape[2] - (bias is not None)) // block
+        if blocks:
+            self._buffers = _add_blocks(self._buffers, first, a, d, self._drawn, block=block, blocks=blocks)
+        rest = _written_out(a[:, :, blocks * block :], d)
+        if bias is not None:
+            self.add_entries(bias, rest[:, :, -1])
+            rest = rest[:, :, :-1]
+        self.add_entries(first + blocks * block * d.shape[3] // self._drawn.dimensions, rest)
+
+    def add_embedded(self, first: int, index: Array, derivative: Array) -> None:
+        """Adds the Jacobian of an embedding's table, which is 0 but for few rows, and never written out.
+
+        Args:
+          first: number of the table's first row of D entries.
+          index: (n, T), below 0 for none.
+          derivative: (n, R, T, J), or with further axes of size 1.
+        """
+        self._buffers = _add_embedded(self._buffers, first, index, derivative, self._drawn)
+
+    def total(self) -> Array:
+        """The buffers with all that was added."""
+        widths: dict[int, list[tuple[int, Array]]] = {}
+        for number, row in self._waiting:
+            width = min(1 << (row.shape[-1] - 1).bit_length(), self._drawn.dimensions)
+            widths.setdefault(width, []).append((number, row))
+        for width, rows in sorted(widths.items()):
+            numbers = np.array([number for number, _ in rows], np.int32)
+            self._buffers = _add_waiting(self._buffers, numbers, [row for _, row in rows], self._drawn, width=width)
+        self._waiting = []
+        return self._buffers
+
+
+def _add_row(buffers: Array, row: Array, part: Array, drawn: Drawn) -> Array:
+    """Buffers with entries (n, R, D or fewer) of one row added."""
+    signed = jnp.where(drawn.negative(row)[..., : part.shape[-1]], -part, part).astype(buffers.dtype)
+    at = (0, 0, drawn.shifts[row])
+    return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, part.shape) + signed, at)
+
+
+_add_wide = jax.jit(_add_row)
+
+
 @functools.partial(jax.jit, static_argnames="at_once")
-def add_entries(buffers: Array, first: Any, jacobian: Array, drawn: Drawn, *, at_once: bool) -> Array:
-    """Buffers with a Jacobian (n, R, ...) added, of entries from the begin of row number `first` on.
-
-    Rows are moved `at_once`, as GPUs do fastest, or one after the other.
-    """
-    n, r, _ = buffers.shape
+def _add_rows(buffers: Array, first: Array, entries: Array, drawn: Drawn, *, at_once: bool) -> Array:
+    """Buffers with the whole rows of D entries that there are in (n, R, entries) added."""
     d = drawn.dimensions
-    jacobian = jacobian.reshape(n, r, -1)
-    full, rest = divmod(jacobian.shape[-1], d)
+    rows = entries.shape[-1] // d
+    if at_once:
+        return buffers.at[..., :d].add(_rolled_sum(entries[..., : rows * d], first, drawn).astype(buffers.dtype))
 
-    def add(buffers: Array, row: Array, part: Array) -> Array:
-        signed = jnp.where(drawn.negative(row)[..., : part.shape[-1]], -part, part).astype(buffers.dtype)
-        at = (0, 0, drawn.shifts[row])
-        there = lax.dynamic_slice(buffers, at, part.shape)
-        return lax.dynamic_update_slice(buffers, there + signed, at)
+    def add(k: Array, buffers: Array) -> Array:
+        return _add_row(buffers, first + k, lax.dynamic_slice_in_dim(entries, k * d, d, 2), drawn)
 
-    def add_full(row: Array, buffers: Array) -> Array:
-        return add(buffers, first + row, lax.dynamic_slice_in_dim(jacobian, row * d, d, 2))
+    return lax.fori_loop(0, rows, add, buffers)
 
-    if full > FEW_ROWS and at_once:
-        buffers = buffers.at[..., :d].add(_rolled_sum(jacobian[..., : full * d], first, drawn).astype(buffers.dtype))
-    elif full > FEW_ROWS:
-        buffers = lax.fori_loop(0, full, add_full, buffers)
-    else:
-        for row in range(full):
-            buffers = add_full(row, buffers)
-    return add(buffers, first + full, jacobian[..., full * d :]) if rest else buffers
+
+@functools.partial(jax.jit, static_argnames="width")
+def _add_waiting(buffers: Array, numbers: Array, rows: list[Array], drawn: Drawn, *, width: int) -> Array:
+    """Buffers with rows (n, R, up to `width`) of these numbers added, in one loop, for which zeros make them alike."""
+    alike = [
+        part.astype(buffers.dtype)
+        for row in rows
+        for part in (row, jnp.zeros((*row.shape[:2], width - row.shape[-1])))
+        if part.shape[-1]
+    ]
+    values = jnp.concatenate(alike, -1)
+
+    def add(k: Array, buffers: Array) -> Array:
+        return _add_row(buffers, numbers[k], lax.dynamic_slice_in_dim(values, k * width, width, 2), drawn)
+
+    return lax.fori_loop(0, len(rows), add, buffers)
 
 
 def _rolled_sum(jacobian: Array, first: int, drawn: Drawn) -> Array:
@@ -86,55 +172,30 @@ def block_of(columns: int, dimensions: int, bytes_of_entry: int) -> int:
     return 0 if of_unit > LARGEST_BLOCK else unit * max(1, BLOCK // of_unit)
 
 
-@functools.partial(jax.jit, static_argnames="block")
-def add_factors(buffers: Array, first: int, a: Array, d: Array, drawn: Drawn, *, block: int, bias: int | None) -> Array:
-    """Buffers with the Jacobian of a matrix (I, J) added, whose entries are made a block at a time.
-
-    Args:
-      buffers: (n, R, 2 D).
-      first: number of the matrix's first row of D entries.
-      a: factors (n, T, I), or (n, T, I + 1) with a bias, of ones.
-      d: factors (n, T, R, J).
-      drawn: for all rows.
-      block: rows of the matrix that are made at a time, which together are whole rows of D entries.
-      bias: number of the bias's first row of D entries; None without.
-    """
-    n, t, i = a.shape
-    r, j = d.shape[2:]
-    d = d.reshape(n, t, r * j)
-    rows = block * j // drawn.dimensions
-
-    def jacobian(a: Array) -> Array:
-        g = jnp.einsum("nti,ntq->niq", a, d).reshape(n, -1, r, j)
-        return jnp.swapaxes(g, 1, 2)
+@functools.partial(jax.jit, static_argnames=("block", "blocks"))
+def _add_blocks(buffers: Array, first: Array, a: Array, d: Array, drawn: Drawn, *, block: int, blocks: int) -> Array:
+    """Buffers with the first blocks of a matrix's Jacobian added; see `Accumulator.add_factors`."""
+    rows = block * d.shape[3] // drawn.dimensions
 
     def add(k: Array, buffers: Array) -> Array:
-        part = jacobian(lax.dynamic_slice_in_dim(a, k * block, block, 2))
-        return add_entries(buffers, first + k * rows, part, drawn, at_once=False)
+        part = _written_out(lax.dynamic_slice_in_dim(a, k * block, block, 2), d)
+        entries = part.reshape(*part.shape[:2], -1)
+        return _add_rows(buffers, first + k * rows, entries, drawn, at_once=False)
 
-    blocks = (i - (bias is not None)) // block
-    if blocks > 1:
-        buffers = lax.fori_loop(0, blocks, add, buffers)
-    elif blocks:
-        buffers = add(0, buffers)
-    rest = jacobian(a[:, :, blocks * block :])
-    if bias is not None:
-        buffers = add_entries(buffers, bias, rest[:, :, -1], drawn, at_once=False)
-        rest = rest[:, :, :-1]
-    return add_entries(buffers, first + blocks * rows, rest, drawn, at_once=False)
+    return lax.fori_loop(0, blocks, add, buffers)
 
 
 @jax.jit
-def add_embedded(buffers: Array, first: int, index: Array, derivative: Array, drawn: Drawn) -> Array:
-    """Buffers with the Jacobian of an embedding's table added, which is 0 but for few rows, and never written out.
+def _written_out(a: Array, d: Array) -> Array:
+    """The Jacobian (n, R, I, J) of factors (n, T, I) and (n, T, R, J)."""
+    n, t, r, j = d.shape
+    g = jnp.einsum("nti,ntq->niq", a, d.reshape(n, t, r * j)).reshape(n, -1, r, j)
+    return jnp.swapaxes(g, 1, 2)
 
-    Args:
-      buffers: (n, R, 2 D).
-      first: number of the table's first row of D entries.
-      index: (n, T), below 0 for none.
-      derivative: (n, R, T, J), or with further axes of size 1.
-      drawn: for all rows.
-    """
+
+@jax.jit
+def _add_embedded(buffers: Array, first: Array, index: Array, derivative: Array, drawn: Drawn) -> Array:
+    """See `Accumulator.add_embedded`."""
     n, r, _ = buffers.shape
     derivative = derivative.reshape(n, r, index.shape[1], -1)
     j, dimensions = derivative.shape[-1], np.uint32(drawn.dimensions)

@@ -22,7 +22,7 @@ from jax import lax
 
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise import rules
-from exporter.ntk.layerwise.buffers import add_embedded, add_entries, add_factors, block_of, folded
+from exporter.ntk.layerwise.buffers import Accumulator, block_of, folded
 from exporter.ntk.layerwise.drawn import Drawn, draw
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
 from exporter.ntk.layerwise.hoisting import independent_first
@@ -178,9 +178,10 @@ class Projection:
             common = {k: derivatives[k] for k in sites if axes[k] is None}
 
             def add(buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common) -> Array:
+                accumulator = Accumulator(buffers, drawn, at_once=self._cache is None)
                 for component in segment:
-                    buffers = self._add(buffers, component, variables, data, own, common, drawn)
-                return buffers
+                    self._add(accumulator, component, variables, data, own, common)
+                return accumulator.total()
 
             buffers = _by_parts(add, self._examples_at_once(n, r, segment), buffers, data, own)
         return buffers
@@ -215,28 +216,22 @@ class Projection:
         return _divisor(examples, (TOGETHER if self._cache is None else IN_CACHE) // of_example)
 
     def _add(
-        self,
-        buffers: Array,
-        component: Component,
-        variables: list[Array],
-        data: Any,
-        own: Any,
-        common: Any,
-        drawn: Drawn,
-    ) -> Array:
-        """Buffers with a component's Jacobians added, of the examples (n, ...) of `data` and `own`."""
+        self, total: Accumulator, component: Component, variables: list[Array], data: Any, own: Any, common: Any
+    ) -> None:
+        """Adds a component's Jacobians, of the examples (n, ...) of `data` and `own`."""
         features = self._features
         site = features.sites[component.groups[0][0]]
         identity = site.param.key == (-1 - component.leaves[0],)
+        first = self._first[component.leaves[0]]
         if identity and component.shape is not None and site.rule is rules.EMBEDDING and _of_rows(site):
 
             def factors(data: Any, own: Any) -> tuple[Array, Array]:
                 return features.joined_factors(component, data, own | common)
 
-            index, derivative = jax.vmap(factors)(data, own)
-            return add_embedded(buffers, self._first[component.leaves[0]], index, derivative, drawn)
+            total.add_embedded(first, *jax.vmap(factors)(data, own))
+            return
 
-        block = self._block(component, buffers) if identity else 0
+        block = self._block(component, total) if identity else 0
         bias = None if component.bias is None else min(features.sites[component.bias].param.leaves)
         if block:
 
@@ -245,32 +240,26 @@ class Projection:
                 return a[0], jnp.swapaxes(d[:, 0], 0, 1)
 
             a, d = jax.vmap(ordered)(data, own)
-            of_bias = None if bias is None else self._first[bias]
-            return add_factors(buffers, self._first[component.leaves[0]], a, d, drawn, block=block, bias=of_bias)
+            total.add_factors(first, a, d, block=block, bias=None if bias is None else self._first[bias])
+            return
 
         def jacobians(data: Any, own: Any) -> list[Array]:
             return _jacobians(features, component, data, own | common)
 
         made = jax.vmap(jacobians)(data, own)
         if bias is not None:
-            buffers = self._add_variable(buffers, bias, made.pop(), drawn)
+            total.add_entries(self._first[bias], made.pop())
         if not identity:
             made = self._prefixes.pulled_back(variables, component.groups[0][0], component.leaves, *made)
         for leaf, jacobian in zip(component.leaves, made, strict=True):
-            buffers = self._add_variable(buffers, leaf, jacobian, drawn)
-        return buffers
+            total.add_entries(self._first[leaf], jacobian)
 
-    def _add_variable(self, buffers: Array, variable: int, jacobian: Array, drawn: Drawn) -> Array:
-        """Buffers (n, R, 2 D) with the Jacobian (n, R, *shape) of a variable added."""
-        return add_entries(buffers, self._first[variable], jacobian, drawn, at_once=self._cache is None)
-
-    def _block(self, component: Component, buffers: Array) -> int:
+    def _block(self, component: Component, total: Accumulator) -> int:
         """How many rows of a component's matrix are made at a time; 0 for all, or if it has no matrix."""
         site = self._features.sites[component.groups[0][0]]
         if component.shape is None or self._cache is None or not _in_order(site):
             return 0
-        bytes_of_entry = self.dtype.itemsize * buffers.shape[0] * buffers.shape[1]
-        return block_of(component.shape.derivative, self._sketch.dimensions, bytes_of_entry)
+        return block_of(component.shape.derivative, self._sketch.dimensions, self.dtype.itemsize * total.count)
 
     def _with_output_shifts(self, total: Array, buffers: Array, outputs: _Outputs) -> Array:
         """`total` (n, kept, 2 D) with the buffers of outputs added, each shifted by its own amount."""
