@@ -22,7 +22,7 @@ from exporter.errors import ExportError
 from exporter.load import locate_model
 from serving.shared.command_line import CommandLine, Group
 from serving.shared.interruption import show_termination_as_interrupt
-from serving.shared.quiet import silent_stderr
+from serving.shared.quiet import silent_stderr, without_garbage_collection
 from serving.shared.terminal import console_of
 
 _FLAGS = flags.FlagValues()
@@ -98,7 +98,7 @@ def _export(model_name: str, output: pathlib.Path | None, verbose: bool) -> None
     ntk, export = load_config(pathlib.Path(_CONFIG.value).expanduser() if _CONFIG.value else None, _SET.value or ())
     load = locate_model(model_name, safe_mode=bool(_SAFE_MODE.value))
     progress = ConsoleProgress()
-    with progress.stage("load") as note:
+    with progress.stage("load") as note, without_garbage_collection():
         note(model_name)
         _import_tensorflow(verbose)
         model = load()

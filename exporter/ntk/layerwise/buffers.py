@@ -3,7 +3,7 @@
 A buffer has 2 D numbers, so that a row shifted by less than D lies in it in one piece; its halves are added up at the
 end. There is one for each example and output, (n, R, 2 D).
 
-XLA compiles each operation on its own, and of most variables of a deep model a row has few entries. So narrow rows wait,
+XLA compiles each operation on its own, and of most variables of a deep model a row has few entries. Narrow rows wait,
 and those of about a width are added in one loop.
 
 Functions are compiled ones, so that they are traced once for all variables of a shape.
