@@ -38,18 +38,19 @@ def replay(servable: Servable, max_bytes: int, threads: int = 1) -> int:
     def ask(record: bytes) -> None:
         predict.predict(servable, servable.run, _request(record, path), max_bytes=max_bytes)
 
-    number = 0
+    records, done = _records(path), 0
     with futures.ThreadPoolExecutor(threads, thread_name_prefix="warmup") as pool:
         try:
-            asked = [pool.submit(ask, record) for record in _records(path)]
-            for number, one in enumerate(asked, 1):
+            asked = [pool.submit(ask, record) for record in records]
+            for one in asked:
                 one.result()
+                done += 1
         except ServingError as error:
-            raise ServingError(error.code, f"warmup request {number}: {error}") from None
+            raise ServingError(error.code, f"warmup request {done + 1}: {error}") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    logging.info("replayed %d warmup requests of %s", number, path)
-    return number
+    logging.info("replayed %d warmup requests of %s", done, path)
+    return done
 
 
 def _records(path: pathlib.Path) -> list[bytes]:

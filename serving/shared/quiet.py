@@ -12,9 +12,9 @@ from collections.abc import Iterator
 def import_tensorflow_quietly() -> None:
     """Imports TensorFlow; its native logs show errors only, unless TF_CPP_MIN_LOG_LEVEL says otherwise.
 
-    Without Keras, and what that imports, which takes 1.8 of 4.6 s here; `tf.keras` is there once it is asked for. And
-    without JAX, which TensorFlow Lite's converter would import: 0.4 s; and without looking for garbage, of which modules
-    make none: a fifth of the rest.
+    Without Keras, and what that imports, which takes 1.8 of 4.6 s here; `tf.keras` is there once it is asked for.
+    Without JAX, which TensorFlow Lite's converter would import: 0.4 s. And without looking for garbage, of which
+    modules make none: a fifth of the rest.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with silent_stderr(), _without(*_KERAS, "jax"), without_garbage_collection():
