@@ -82,7 +82,7 @@ def export_savedmodel(
         with progress.stage("functionalize") as note:
             plan = make_plan(model, ntk or NtkConfig(), export or ExportConfig())
             count = sum(v.size for v in plan.model.trainable.values())
-            trainable, frozen = len(plan.model.trainable), len(plan.model.frozen)
+            trainable, frozen = len(plan.model.trainable), len(plan.model.all_frozen)
             note(f"{trainable} trainable, {frozen} frozen variables, {count:,} parameters")
         with progress.stage("choose") as note, plan.tracing():
             choice = choose(plan, note)
@@ -130,4 +130,5 @@ def _checks(plan: Plan, choice: Choice) -> dict[str, Any]:
         "reaching": warmup_examples(names, choice.schedule),
         "flops": plan.flops_of_example,
         "narrowed": plan.narrowed,
+        "frozen_flops": 0.0 if plan.model.frozen_part is None else plan.model.frozen_part.flops,
     }

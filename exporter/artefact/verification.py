@@ -104,6 +104,7 @@ def verify(
     reaching: Mapping[str, Sequence[int]] | None = None,
     flops: float = 0,
     narrowed: float = 1.0,
+    frozen_flops: float = 0.0,
     forward: FunctionalModel | None = None,
     sketch: Sketch | None = None,
     note: Note = silent,
@@ -122,6 +123,7 @@ def verify(
       reaching: those that reach every program; of a large model only these are made.
       flops: operations for the derivatives of all outputs of an example, by which it is told what can be afforded.
       narrowed: the part of these that the engine needs, whose last layer may be narrower.
+      frozen_flops: operations for an example in front of that.
       forward: the model whose output `forward` gives, if it is not `model`.
       sketch: the projection that `ntk_features` gives.
       note: told how far it is.
@@ -152,7 +154,7 @@ def verify(
     project = None
     if sketch is not None:
         project = functools.partial(oracle.features, sketch=sketch, trace_axes=ntk.trace_axes)
-    asked, left_out = _affordable(requests, reaching or {}, flops * narrowed, coupled)
+    asked, left_out = _affordable(requests, reaching or {}, flops * narrowed + frozen_flops, coupled)
     results = process.start(saved_model, model, sides_of(own), params, signatures, asked)
     proof = oracle.proof  # all this while the process runs
     expected = kernels(oracle, model.trainable, sides, params, signatures, coupled, project)
@@ -231,12 +233,13 @@ def planned(
     reaching: Mapping[str, Sequence[int]],
     flops: float,
     narrowed: float,
+    frozen_flops: float,
 ) -> str:
     """What `verify`, of which these are arguments, is going to do, for people."""
     means = Means(flops, config.seconds, _parameter_sets(signatures), narrowed)
     explicit, n = affordable(model, ntk, config.examples, coupled=coupled, means=means)
     by = "explicit float64 Jacobians" if explicit else "the kernel in float64, itself proved by explicit Jacobians,"
-    _, left_out = _affordable(requests, reaching, flops * narrowed, coupled)
+    _, left_out = _affordable(requests, reaching, flops * narrowed + frozen_flops, coupled)
     text = f"every signature and method against {by} of {n} example{'s' * (n > 1)}"
     return text + (f"; without {len(left_out)} large requests" if left_out else "")
 

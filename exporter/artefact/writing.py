@@ -41,7 +41,7 @@ def write_saved_model(module: KernelModule, plan: Plan, path: Path, warmup: Mapp
 
 def _example(plan: Plan) -> dict[str, np.ndarray]:
     """A batch of one for each of the model's inputs, by its name in signatures; none if zeros will do."""
-    if plan.model.front is None:
+    if plan.model.front is None or plan.model.frozen_part is not None:
         return {}
     specs = plan.model.signature_inputs
     return dict(zip(input_names("x", specs), plan.model.examples(1), strict=True))
@@ -80,7 +80,7 @@ def describe(plan: Plan, choice: Choice, verification: Verification) -> dict[str
             },
             "frozen": {
                 path: {"shape": v.shape, "dtype": v.dtype.name, "excluded_by_pattern": path in model.excluded}
-                for path, v in plan.model.frozen.items()
+                for path, v in plan.model.all_frozen.items()
             },
         },
         "platforms": plan.export.platforms,

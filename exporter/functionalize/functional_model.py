@@ -15,6 +15,7 @@ from exporter.errors import ExportError
 from exporter.functionalize.custom_gradients import check_gradients
 from exporter.functionalize.examples import Examples
 from exporter.functionalize.front import Front
+from exporter.functionalize.frozen_part import FrozenPart, split_frozen_part
 from exporter.functionalize.input_shapes import InputShapes
 from exporter.functionalize.quantization import given_gradients
 from exporter.functionalize.splitting import Splitting, with_layers
@@ -59,13 +60,19 @@ class FunctionalModel:
     excluded: frozenset[str]  # those of `frozen` that are trainable in the model, but excluded by pattern
     inputs: tuple[TensorSpec, ...]  # of apply_fn
     signature_inputs: tuple[TensorSpec, ...]  # the model's own; others than `inputs` if there is a front
-    front: Front | None  # makes `inputs` of the model's own, where some of its operations stay TensorFlow
+    front: Front | None  # makes `inputs` of the model's own, where its first part stays TensorFlow or is frozen
     examples: Examples  # of the model's own inputs
     output: TensorSpec
     outputs: tuple[TensorSpec, ...]  # all of the model's
     original: Callable[[tuple[np.ndarray, ...]], np.ndarray]  # the chosen output, as TensorFlow computes it
     half: np.dtype | None = None
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the model's own tf.Variables, by path
+    frozen_part: FrozenPart | None = None  # what `front` is, if it is frozen and so may be computed with JAX
+
+    @property
+    def all_frozen(self) -> dict[str, np.ndarray]:
+        """`frozen`, and those of the part that is apart."""
+        return {**(self.frozen_part.variables if self.frozen_part else {}), **self.frozen}
 
     def behind_front(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """What apply_fn takes, of the model's own inputs."""
@@ -80,6 +87,7 @@ def functionalize(
     keep_half: bool = False,
     input_shapes: InputShapes | None = None,
     examples: Mapping[str, np.ndarray] | None = None,
+    frozen_apart: bool = False,
 ) -> FunctionalModel:
     """Turns a model into a pure JAX function.
 
@@ -94,6 +102,7 @@ def functionalize(
       input_shapes: sizes for axes of inputs that the model leaves open, in their order, by input; of a model with one
         input also these sizes alone.
       examples: real inputs by name, to check the model with; without them they are drawn.
+      frozen_apart: whether a first part without chosen variables may be apart, so that `inputs` are what it gives.
 
     Raises:
       ExportError: the model, a pattern, a size or the output cannot be used; the message says what to do.
@@ -106,6 +115,8 @@ def functionalize(
     _check_operations(traced.name, function)
     overridden = layers_that_override_gradients(function)
     front: Front | None = None
+    part: FrozenPart | None = None
+    paths = [v.path for v in traced.variables if v.trainable]
     specs, captures = traced.inputs, traced.captures
     if unsupported_operations(function) or any(spec.dtype == "string" for spec in traced.inputs):
         splitting = Splitting(traced, library, index)
@@ -117,6 +128,11 @@ def functionalize(
         if given := given_gradients(traced.function, function, keep_half=keep_half):
             function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
             overridden = layers_that_override_gradients(function)
+        elif frozen_apart and paths and half is None and not overridden:
+            apart = split_frozen_part(traced, library, index, set(select(paths, trainable)), sample)
+            if apart is not None:
+                split, part = apart
+                front, specs, function, captures = split.front, split.specs, split.rest, split.captures
     constants = [c.dtype if isinstance(c, ModelVariable | np.ndarray) else None for c in captures]
     dtypes = [*(np.dtype(spec.dtype) for spec in specs), *constants]
 
@@ -129,7 +145,6 @@ def functionalize(
 
     variables = [c for c in captures if isinstance(c, ModelVariable)]
     output_spec, used = _trace_once(traced, index, call, specs, variables)
-    paths = [v.path for v in traced.variables if v.trainable]
     if not paths:
         raise ExportError(
             f"Expected {traced.name!r} to have trainable variables, received a model of {len(traced.variables)} "
@@ -160,7 +175,7 @@ def functionalize(
         apply_fn=apply_fn,
         trainable={path: value for path, value in values.items() if path in chosen},
         frozen={path: value for path, value in values.items() if path not in chosen},
-        excluded=frozenset(values) & (frozenset(paths) - chosen),
+        excluded=frozenset({**values, **(part.variables if part else {})}) & (frozenset(paths) - chosen),
         inputs=tuple(map(_wide, specs)),
         signature_inputs=tuple(map(_wide, traced.inputs)),
         front=front,
@@ -169,7 +184,10 @@ def functionalize(
         outputs=tuple(map(_wide, traced.outputs)),
         original=lambda inputs: traced.call(inputs)[index].numpy(),
         half=half,
-        variables={v.path: v.variable for v in traced.variables if v.path in used},
+        variables={
+            v.path: v.variable for v in traced.variables if v.path in used or (part and v.path in part.variables)
+        },
+        frozen_part=part,
     )
 
 

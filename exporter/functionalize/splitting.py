@@ -1,15 +1,17 @@
-"""Decides which operations of a model stay TensorFlow, and splits its graph there.
+"""Splits a model's graph where its first part stays TensorFlow, or is frozen.
 
 An operation without JAX form, such as a table's lookup, has no derivative either. Where it depends on no trainable
 variable, it and all that it depends upon go into the front; what the rest takes of them are its inputs. So that the
 rest is a model like any other, these must have the batch axis and one shape for every example: what takes a value that
 has not, a ragged tensor's say, goes into the front too.
+
+What is computed of the inputs by frozen variables alone, as a backbone under a new head is, is split off likewise.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +40,14 @@ class Split:
       specs: what it gives.
       rest: the second, a function of that and of captures.
       captures: the values of these, ModelVariables and constants.
+      first: the first as a function of the model's inputs, then of its captures.
     """
 
     front: Front
     specs: tuple[TensorSpec, ...]
     rest: GraphFunction
     captures: list[Any]
+    first: GraphFunction
 
 
 class Splitting:
@@ -76,6 +80,20 @@ class Splitting:
             if self._is_opaque(node):
                 self._opaque.add(node.name)
 
+    def split_frozen(self, chosen: Collection[str], examples: Examples) -> Split | None:
+        """The model in two parts, the first what is computed of inputs and variables without the `chosen` ones.
+
+        None if some of it has no JAX form, or no such variables come in.
+        """
+        variables = {name: v.path for name, v in self._captures.items() if isinstance(v, ModelVariable)}
+        self._trained = self._behind({name for name, path in variables.items() if path in chosen})
+        frozen = self._behind({name for name, path in variables.items() if path not in chosen})
+        first = self._fed & frozen - self._trained
+        if self._opaque or not first or {edge.name for edge in self.function.results} & first:
+            return None
+        self._opaque = first
+        return self.split(examples)
+
     def split(self, examples: Examples) -> Split:
         """The model in two parts.
 
@@ -105,7 +123,7 @@ class Splitting:
             for edge, tensor in zip(fed, values[0], strict=True)
         )
         captures = [*self._captures.values(), *(tensor.numpy() for tensor in constants)]
-        return Split(front, specs, self._rest(fed, fixed), captures)
+        return Split(front, specs, self._rest(fed, fixed), captures, self.function.with_results(fed))
 
     @property
     def vocabularies(self) -> dict[str, Vocabulary]:

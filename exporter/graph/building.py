@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from exporter.graph.kernel_module import KernelModule
-from exporter.graph.programs import functions_by_blocks, functions_of_whole_batches
+from exporter.graph.programs import FrozenRows, functions_by_blocks, functions_of_whole_batches
 from exporter.plan.choosing import Choice
 from exporter.plan.planning import Plan
 from exporter.plan.schedule import count_programs
@@ -31,12 +31,19 @@ def build_module(plan: Plan, choice: Choice, note: Note = silent) -> KernelModul
             projected=choice.projected,
             lowered=_counted(count_programs(names, choice.schedule) or 0, note),
         )
+    rows = None
+    if model.frozen_part is not None:
+        assert choice.schedule is not None
+        sizes = choice.schedule.frozen
+        rows = FrozenRows(model.frozen_part, model.signature_inputs, sizes, platforms=platforms, precision=precision)
     return KernelModule(
         model.trainable,
-        model.frozen,
+        model.all_frozen,
         model.signature_inputs,
         functions,
-        front=model.front,
+        front=model.front if rows is None else None,
+        frozen_part=rows,
+        computed_with=list(model.frozen),
         behind=model.inputs,
         references=references,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -50,6 +50,8 @@ class KernelModule(tf.Module):
         functions: Mapping[str, Compute],
         *,
         front: Front | None = None,
+        frozen_part: Callable[..., list[tf.Tensor]] | None = None,
+        computed_with: Collection[str] | None = None,
         behind: Sequence[TensorSpec] = (),
         references: References | None = None,
     ) -> None:
@@ -61,6 +63,8 @@ class KernelModule(tf.Module):
           inputs: the model's inputs.
           functions: for the name of each signature how it is computed.
           front: what makes the functions' sides of the model's inputs; None if they are these.
+          frozen_part: or else what makes them, with some of the variables `frozen`.
+          computed_with: paths of those of `frozen` that the functions take; None for all.
           behind: what it gives.
           references: how kernels with kept examples are computed, if they can be.
         """
@@ -68,6 +72,7 @@ class KernelModule(tf.Module):
         self.params = {path: tf.Variable(value, name=path) for path, value in params.items()}
         self.frozen = {path: tf.Variable(value, name=path, trainable=False) for path, value in frozen.items()}
         self._inputs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs]
+        self._frozen_part, self._computed_with = frozen_part, list(frozen if computed_with is None else computed_with)
         self.front, self._behind = front, [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in behind]
         self.signatures_to_save = {}
         for name, compute in functions.items():
@@ -102,18 +107,20 @@ class KernelModule(tf.Module):
                     for path, v in self.params.items()
                 }
             x = [_checked(f"{name} {n}", a, spec) for n, a, spec in zip(names, x, specs, strict=True)]
+            frozen = {path: v.read_value() for path, v in self.frozen.items()}
             if self.front is None:  # which may take 64-bit integers
                 x = [_within_32_bits(f"{name} {n}", a) for n, a in zip(names, x, strict=True)]
             size = len(self._inputs)
             sides = [_same_count(name, names[k : k + size], x[k : k + size]) for k in range(0, len(x), size)]
-            sides = [self._behind_front(name, side) for side in sides]
-            frozen = {path: v.read_value() for path, v in self.frozen.items()}
-            return compute(values, frozen, *sides, *more)
+            sides = [self._behind_front(name, side, frozen) for side in sides]
+            return compute(values, {path: frozen[path] for path in self._computed_with}, *sides, *more)
 
         return traced_once(core)
 
-    def _behind_front(self, name: str, side: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _behind_front(self, name: str, side: list[tf.Tensor], frozen: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """What the functions take of a side, checked: only examples of the export say which shapes the front gives."""
+        if self._frozen_part is not None:
+            return self._frozen_part(side, frozen)
         if self.front is None:
             return side
         given = [tf.cast(a, spec.dtype) for a, spec in zip(self.front(side), self._behind, strict=True)]

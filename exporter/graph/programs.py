@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from exporter.compat.jax_names import enable_x64
-from exporter.functionalize import FunctionalModel
+from exporter.functionalize import FunctionalModel, TensorSpec
+from exporter.functionalize.frozen_part import FrozenPart
 from exporter.graph import serve_graph
 from exporter.graph.kernel_module import Compute, References
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
+from exporter.ntk.layerwise.lowering import as_on_platforms
 from exporter.ntk.layerwise.projected import ProjectedFeatures
 from exporter.plan.schedule import Schedule
 
@@ -60,7 +62,7 @@ def functions_by_blocks(
         trainable, frozen = of_model.unpack(variables)
         return model.apply_fn(trainable, frozen, x)
 
-    forward = program(output, of_model.specs, x)
+    forward = program(as_on_platforms(output, platforms), of_model.specs, x)
 
     def diagonal_of_inputs(variables: Any, x: Any) -> Any:
         def of_pass(variables: Any) -> Any:
@@ -223,6 +225,29 @@ def functions_of_whole_batches(
         "forward": functools.partial(whole, forward),
     }
     return {name: functions[name] for name in names}
+
+
+class FrozenRows:
+    """The frozen part of a model, of any number of examples, in blocks; see `exporter.functionalize.frozen_part`."""
+
+    def __init__(
+        self, part: FrozenPart, inputs: Sequence[TensorSpec], sizes: Sequence[int], *, platforms: Any, precision: str
+    ) -> None:
+        """Lowers it for blocks of these sizes of the model's inputs."""
+        self._paths, self._packing = list(part.variables), Packing(dict(part.variables), batch_axes=0)
+        x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in inputs)
+
+        def given(variables: Any, x: Any) -> Any:
+            return part.apply_fn(self._packing.unpack(variables), x)
+
+        program = _Program(
+            as_on_platforms(given, platforms), self._packing.specs, x, platforms=platforms, precision=precision
+        )
+        self._rows = serve_graph.Rowwise(sizes, lambda variables, x: program(variables, tuple(x)), program.results(1))
+
+    def __call__(self, inputs: Sequence[tf.Tensor], frozen: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """What the rest begins with."""
+        return list(self._rows(self._packing.pack({path: frozen[path] for path in self._paths}, tf), inputs))
 
 
 class _Program:

@@ -104,7 +104,9 @@ def _of_one_size(choice: Choice, n: int) -> Choice:
     block = min(schedule.blocks.sizes[-1], n)
     joined = min(schedule.blocks.joined, -(-n // block))
     resident = schedule.blocks.resident_examples // (block * joined)
-    return dataclasses.replace(choice, schedule=Schedule(schedule.parts, Blocks((block,), resident, joined)))
+    frozen = tuple({min(size, n) for size in schedule.frozen[-1:]})
+    blocks = Blocks((block,), resident, joined)
+    return dataclasses.replace(choice, schedule=Schedule(schedule.parts, blocks, frozen=frozen))
 
 
 def _sizes(source: Source, x: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

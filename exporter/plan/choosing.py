@@ -21,7 +21,7 @@ from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.layerwise.projected import ProjectedFeatures
 from exporter.ntk.measure import bytes_of_program
 from exporter.plan.planning import Plan
-from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule
+from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule, frozen_sizes
 from exporter.progress import Note, silent
 
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
@@ -91,6 +91,10 @@ def choose(plan: Plan, note: Note = silent) -> Choice:
         return Choice(name)
     divided = _divided(plan, note) if name == "layerwise" else None
     choice = divided or _undivided(plan, name)
+    if plan.model.frozen_part is not None:
+        assert choice.schedule is not None
+        sizes = frozen_sizes(choice.schedule.blocks, plan.model.frozen_part.examples)
+        choice = dataclasses.replace(choice, schedule=dataclasses.replace(choice.schedule, frozen=sizes))
     return choice if plan.sketch is None else _with_projection(plan, choice, plan.sketch)
 
 

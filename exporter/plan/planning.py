@@ -159,12 +159,15 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """What is exported, for people: titles and texts."""
         model = self.model
-        frozen = {path: v for path, v in model.frozen.items() if path not in model.excluded}
-        excluded = {path: v for path, v in model.frozen.items() if path in model.excluded}
+        frozen = {path: v for path, v in model.all_frozen.items() if path not in model.excluded}
+        excluded = {path: v for path, v in model.all_frozen.items() if path in model.excluded}
         rows = [("model", model.name)]
         rows += [("input", _spec(s.name, s.shape, s.dtype)) for s in model.signature_inputs]
         if model.front is not None:
-            rows.append(("in TensorFlow", ", ".join(model.front.operations)))
+            if model.frozen_part is None:
+                rows.append(("in TensorFlow", ", ".join(model.front.operations)))
+            else:
+                rows.append(("once a request", f"{len(model.frozen_part.variables)} of the frozen variables"))
             rows += [("", f"  gives {_spec(s.name, s.shape, s.dtype)}") for s in model.inputs]
         rows += [("output", _spec(s.name, s.shape, s.dtype) + " *" * (s == model.output)) for s in model.outputs]
         for title, variables in (("trainable", model.trainable), ("frozen", frozen), ("excluded", excluded)):
@@ -255,6 +258,7 @@ def make_plan(model: Any, ntk: NtkConfig, export: ExportConfig) -> Plan:
         keep_half=ntk.precision == "model",
         input_shapes=export.input_shapes,
         examples=examples,
+        frozen_apart=ntk.vmap_axes is not None and ntk.precision != "float64",
     )
     rank = len(functional.output.shape)
     trace_axes, diagonal_axes = check_axes(ntk, rank)

@@ -51,6 +51,7 @@ class Schedule:
       larger: the same for requests too large for these, always by tiles; None if that would not be better.
       most: examples of the smaller side of requests that are not too large, if there is a larger one.
       projected: sizes of the programs of `ntk_features`, some of those of `blocks`.
+      frozen: sizes of the programs of the model's frozen part, some of those of `blocks`.
     """
 
     parts: KernelParts
@@ -58,6 +59,7 @@ class Schedule:
     larger: Schedule | None = None
     most: int = 0
     projected: tuple[int, ...] = ()
+    frozen: tuple[int, ...] = ()
 
     def sizes(self, signature: str) -> tuple[int, ...]:
         """Sizes of a signature's blocks, smallest first."""
@@ -102,6 +104,11 @@ def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -
     return examples
 
 
+def frozen_sizes(blocks: Blocks, examples: int) -> tuple[int, ...]:
+    """Sizes of blocks of a model's frozen part, of which so many examples fit: some of those of the kernel."""
+    return tuple(size for size in blocks.sizes if size <= examples) or (examples,)
+
+
 def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int | None:
     """How many programs XLA compiles for all requests that there can be; None if one for each number of examples."""
     if schedule is None:
@@ -110,7 +117,7 @@ def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int 
     blocks, more = schedule.blocks, schedule.larger
     larger = len(more.blocks.sizes) + 1 if more and "contract" in kinds else 0
     of_kinds = {"contract": blocks.contracted, "projection": schedule.projected}
-    return sum(len(of_kinds.get(kind, blocks.sizes)) for kind in kinds) + larger
+    return sum(len(of_kinds.get(kind, blocks.sizes)) for kind in kinds) + larger + len(schedule.frozen)
 
 
 def _programs(signature: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ data only, keeps everything known at trace time concrete, and says which layer a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -117,6 +118,14 @@ class GraphFunction:
             for i, (result, argument) in enumerate(zip(self.results, self.argument_names, strict=False))
             if self.origin(result) == Edge(argument, 0)
         )
+
+    def with_results(self, results: Iterable[Edge]) -> GraphFunction:
+        """The same graph with other values for its results."""
+        other = copy.copy(self)
+        for cached in ("nodes", "all_nodes", "unchanged_arguments", "_operations"):
+            other.__dict__.pop(cached, None)
+        other.results = tuple(results)
+        return other
 
     def producer(self, edge: Edge) -> Any:
         """The NodeDef that computes a value, behind Identity nodes; None for an argument."""

@@ -84,12 +84,21 @@ def by_platform(compute: Callable[[Lowering], T], hows: Collection[Lowering]) ->
 
 
 def as_on_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of pytrees of arrays to one array, with the operations that are lowered otherwise for CPUs so."""
+    """A function of pytrees of arrays, with the operations that are lowered otherwise for CPUs so."""
 
     def lowered(*args: Any) -> Any:
-        closed = jax.make_jaxpr(fn)(*args)
-        (output,) = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), CPU.bind)
-        return output
+        closed, specs = jax.make_jaxpr(fn, return_shape=True)(*args)
+        outputs = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), CPU.bind)
+        return jax.tree.unflatten(jax.tree.structure(specs), outputs)
+
+    return lowered
+
+
+def as_on_platforms(fn: Callable[..., Any], platforms: Sequence[str]) -> Callable[..., Any]:
+    """The same for each of some platforms, by JAX's names, as is fastest there."""
+
+    def lowered(*args: Any) -> Any:
+        return by_platform(lambda how: (as_on_cpu(fn) if how is CPU else fn)(*args), of_platforms(platforms))
 
     return lowered
 
