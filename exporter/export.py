@@ -130,5 +130,5 @@ def _checks(plan: Plan, choice: Choice) -> dict[str, Any]:
         "reaching": warmup_examples(names, choice.schedule),
         "flops": plan.flops_of_example,
         "narrowed": plan.narrowed,
-        "frozen_flops": 0.0 if plan.model.frozen_part is None else plan.model.frozen_part.flops,
+        "frozen_flops": 0.0 if plan.model.frozen_part is None else plan.model.frozen_part.flops_of_example,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,15 +17,15 @@ import numpy as np
 
 from exporter.functionalize.examples import Examples
 from exporter.functionalize.splitting import Split, Splitting
-from exporter.functionalize.tf_ops import Library, widened
+from exporter.functionalize.tf_ops import Library
 from exporter.functionalize.tracing import ModelVariable, TensorSpec, TracedModel
 
 Array = Any
 
 _NUMBERS = 500_000  # of variables, from which on compiling them again and again takes seconds
 _GIVEN = 16 << 10  # bytes of an example that the rest may begin with, or as many as the model's own inputs have
-_MOST = 8  # examples at a time: more do not make a large model faster
-_AT_WORK = 256 << 20  # bytes of them
+_AT_ONCE = 3  # values on the way of about the largest's size
+_BATCH = 13  # examples, no size that a value is likely to have otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,23 @@ class FrozenPart:
     Attributes:
       apply_fn: apply_fn(variables, inputs), what the rest begins with, of any number of examples of the model's inputs.
       variables: their values by path.
-      examples: how many of them may be computed at a time.
-      flops: floating point operations for one.
+      bytes_of_example: that values on the way take.
+      flops_of_example: floating point operations.
     """
 
     apply_fn: Any
     variables: Mapping[str, np.ndarray]
-    examples: int
-    flops: float
+    bytes_of_example: int
+    flops_of_example: float
 
 
 def split_frozen_part(
-    traced: TracedModel, library: Library, output: int, chosen: Collection[str], examples: Examples
+    traced: TracedModel,
+    library: Library,
+    output: int,
+    chosen: Collection[str],
+    examples: Examples,
+    value: Callable[[ModelVariable], np.ndarray],
 ) -> tuple[Split, FrozenPart] | None:
     """A model in two parts, or None if that is not worth while: the first is small, or what it gives is large.
 
@@ -56,6 +61,7 @@ def split_frozen_part(
       output: index of the output.
       chosen: paths of the variables that the kernel is over.
       examples: of the model's inputs.
+      value: of a variable.
     """
     taken = [v for v in traced.captures if isinstance(v, ModelVariable) and v.path not in chosen]
     if sum(math.prod(v.shape) for v in taken) < _NUMBERS:
@@ -66,7 +72,7 @@ def split_frozen_part(
     names = split.first.argument_names[len(traced.inputs) :]
     needed = {edge.name for node in split.first.nodes for edge in split.first.inputs(node)}
     captures = [v if name in needed else None for name, v in zip(names, traced.captures, strict=True)]
-    variables = {v.path: widened(v.variable.numpy()) for v in captures if isinstance(v, ModelVariable)}
+    variables = {v.path: value(v) for v in captures if isinstance(v, ModelVariable)}
     if sum(v.size for v in variables.values()) < _NUMBERS:
         return None
 
@@ -74,11 +80,12 @@ def split_frozen_part(
         values = [variables[c.path] if isinstance(c, ModelVariable) else c for c in captures]
         return split.first(*map(jnp.asarray, inputs), *values)
 
-    x = [jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in traced.inputs]
-    example = jax.jit(apply_fn).trace(variables, x)
-    largest = max((v.aval.size * v.aval.dtype.itemsize for e in example.jaxpr.eqns for v in e.outvars), default=1)
-    most = max(1, min(_MOST, _AT_WORK // (3 * largest)))  # of such values there are a few at a time
-    return split, FrozenPart(apply_fn, variables, most, (example.lower().cost_analysis() or {}).get("flops", 0.0))
+    x = [jax.ShapeDtypeStruct((_BATCH, *spec.shape[1:]), spec.dtype) for spec in traced.inputs]
+    batch = jax.jit(apply_fn).trace(variables, x)
+    values = [v.aval for eqn in batch.jaxpr.eqns for v in eqn.outvars if v.aval.shape[:1] == (_BATCH,)]
+    largest = max((a.size * a.dtype.itemsize for a in values), default=1)
+    flops = (batch.lower().cost_analysis() or {}).get("flops", 0.0)
+    return split, FrozenPart(apply_fn, variables, _AT_ONCE * largest // _BATCH, flops / _BATCH)
 
 
 def _bytes(specs: Sequence[TensorSpec]) -> int:

@@ -129,7 +129,7 @@ def functionalize(
             function = GraphFunction(traced.function.function_def, library, result=index, replacements=given)
             overridden = layers_that_override_gradients(function)
         elif frozen_apart and paths and half is None and not overridden:
-            apart = split_frozen_part(traced, library, index, set(select(paths, trainable)), sample)
+            apart = split_frozen_part(traced, library, index, set(select(paths, trainable)), sample, _value)
             if apart is not None:
                 split, part = apart
                 front, specs, function, captures = split.front, split.specs, split.rest, split.captures

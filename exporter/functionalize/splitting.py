@@ -83,7 +83,7 @@ class Splitting:
     def split_frozen(self, chosen: Collection[str], examples: Examples) -> Split | None:
         """The model in two parts, the first what is computed of inputs and variables without the `chosen` ones.
 
-        None if some of it has no JAX form, or no such variables come in.
+        None if some of it has no JAX form, no such variables come in, or what the rest takes has no batch axis.
         """
         variables = {name: v.path for name, v in self._captures.items() if isinstance(v, ModelVariable)}
         self._trained = self._behind({name for name, path in variables.items() if path in chosen})
@@ -92,7 +92,10 @@ class Splitting:
         if self._opaque or not first or {edge.name for edge in self.function.results} & first:
             return None
         self._opaque = first
-        return self.split(examples)
+        try:
+            return self.split(examples)
+        except ExportError:  # nothing must be apart here
+            return None
 
     def split(self, examples: Examples) -> Split:
         """The model in two parts.

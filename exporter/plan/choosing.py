@@ -27,6 +27,7 @@ from exporter.progress import Note, silent
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
 FEWER_EXAMPLES = (16, 4)  # of a side, for which forms of features are chosen where more do not fit
 SMALLER_BLOCK = 16  # of undivided kernels
+MOST_FROZEN = 8  # examples of a block of a frozen part: more do not make large models faster
 MORE_PASSES = (2, 3, 5)  # times as many, each with a forward pass more, for requests whose features do not fit
 WORTH = 1.2  # times as fast should these requests be, for two programs more
 LARGER_BLOCKS = 2  # times as large are blocks then
@@ -93,8 +94,11 @@ def choose(plan: Plan, note: Note = silent) -> Choice:
     choice = divided or _undivided(plan, name)
     if plan.model.frozen_part is not None:
         assert choice.schedule is not None
-        sizes = frozen_sizes(choice.schedule.blocks, plan.model.frozen_part.examples)
-        choice = dataclasses.replace(choice, schedule=dataclasses.replace(choice.schedule, frozen=sizes))
+        fitting = int(SHARE * plan.export.memory_budget / 2 / plan.model.frozen_part.bytes_of_example)
+        sizes = frozen_sizes(choice.schedule.blocks, max(1, min(MOST_FROZEN, fitting)))
+        schedule = dataclasses.replace(choice.schedule, frozen=sizes)
+        work = max(choice.work_bytes, sizes[-1] * plan.model.frozen_part.bytes_of_example)  # which is done before
+        choice = dataclasses.replace(choice, schedule=schedule, work_bytes=work)
     return choice if plan.sketch is None else _with_projection(plan, choice, plan.sketch)
 
 

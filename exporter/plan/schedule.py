@@ -104,9 +104,9 @@ def examples_of_requests(signatures: Sequence[str], schedule: Schedule | None) -
     return examples
 
 
-def frozen_sizes(blocks: Blocks, examples: int) -> tuple[int, ...]:
-    """Sizes of blocks of a model's frozen part, of which so many examples fit: some of those of the kernel."""
-    return tuple(size for size in blocks.sizes if size <= examples) or (examples,)
+def frozen_sizes(blocks: Blocks, most: int) -> tuple[int, ...]:
+    """Sizes of blocks of a model's frozen part, at most so many examples: some of those of the kernel."""
+    return tuple(size for size in blocks.sizes if size <= most) or (most,)
 
 
 def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int | None:

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from exporter.config import ExportConfig, FeaturesConfig, NtkConfig
+from exporter.errors import ExportError
 from exporter.export import explain, export_savedmodel
 from exporter.functionalize import functionalize
 from exporter.ntk.reference import reference_ntk
@@ -31,6 +32,24 @@ def backbone(head=4, *, given=32):
     x, y = frozen([image, words])
     x = keras.layers.Dense(6, activation="tanh", name="joint")(keras.layers.Concatenate()([x, y]))
     return keras.Model([image, words], keras.layers.Dense(head, name="head")(x))
+
+
+@keras.saving.register_keras_serializable()
+class Token(keras.layers.Layer):
+    """Puts a trained vector beside each example, as many as there are."""
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, shape[-1]))
+
+    def call(self, x):
+        return x + tf.tile(self.token, [tf.shape(x)[0], 1])
+
+
+def tiled():
+    frozen = keras.layers.Dense(WIDE, trainable=False)(
+        keras.layers.Dense(WIDE, trainable=False)(x := keras.Input((9,)))
+    )
+    return keras.Model(x, keras.layers.Dense(2)(Token()(keras.layers.Dense(16, trainable=False)(frozen))))
 
 
 def inputs(n, seed=0):
@@ -64,17 +83,25 @@ class TestSplit:
             rtol=1e-5,
             atol=1e-6,
         )
-        assert part.flops > 2 * (48 * WIDE + WIDE**2)
+        assert part.flops_of_example > 2 * (48 * WIDE + WIDE**2)
 
     def test_variables_that_are_not_chosen_are_frozen_too(self):
         model = apart(backbone(), trainable="head/*")
         assert model.trainable.keys() == {"head/kernel", "head/bias"}
         assert model.excluded == {"joint/kernel", "joint/bias"} <= model.frozen_part.variables.keys()
 
+    def test_weights_that_are_not_finite_are_refused_there_too(self):
+        model = backbone()
+        kernel = next(v for v in model.variables if v.path.endswith("second/kernel"))
+        kernel.assign(kernel * np.nan)
+        with pytest.raises(ExportError, match=r"received NaN or infinity in variable '.*second/kernel'"):
+            apart(model)
+
     @pytest.mark.parametrize(
         "model",
         [
             lambda: backbone(given=5000),
+            tiled,
             lambda: keras.Sequential(
                 [keras.Input((9,)), keras.layers.Dense(8, trainable=False), keras.layers.Dense(2)]
             ),
@@ -82,7 +109,7 @@ class TestSplit:
                 [keras.Input((9,)), keras.layers.Dense(WIDE), keras.layers.Dense(WIDE, trainable=False)]
             ),
         ],
-        ids=["gives more than inputs", "is small", "comes last"],
+        ids=["gives more than inputs", "its size is taken", "is small", "comes last"],
     )
     def test_that_is_not_worth_while(self, model):
         assert apart(model()).frozen_part is None
