@@ -125,10 +125,7 @@ def _add_rows(buffers: Array, first: Array, entries: Array, drawn: Drawn, *, at_
     if at_once:
         return buffers.at[..., :d].add(_rolled_sum(entries[..., : rows * d], first, drawn).astype(buffers.dtype))
 
-    def add(k: Array, buffers: Array) -> Array:
-        return _add_row(buffers, first + k, lax.dynamic_slice_in_dim(entries, k * d, d, 2), drawn)
-
-    return lax.fori_loop(0, rows, add, buffers)
+    return _add_loop(buffers, first + jnp.arange(rows), entries, drawn, d)
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -142,10 +139,24 @@ def _add_waiting(buffers: Array, numbers: Array, rows: list[Array], drawn: Drawn
     ]
     values = jnp.concatenate(alike, -1)
 
-    def add(k: Array, buffers: Array) -> Array:
-        return _add_row(buffers, numbers[k], lax.dynamic_slice_in_dim(values, k * width, width, 2), drawn)
+    return _add_loop(buffers, numbers, values, drawn, width)
 
-    return lax.fori_loop(0, len(rows), add, buffers)
+
+def _add_loop(buffers: Array, numbers: Array, entries: Array, drawn: Drawn, width: int) -> Array:
+    """Buffers with rows of these numbers added, `width` of the entries (n, R, ...) each.
+
+    Signs of all rows are made before, since within the loop XLA would make them again for each example and output.
+    """
+    signs, of_outputs = drawn.signs(numbers)
+    signs = signs[:, :width]
+
+    def add(k: Array, buffers: Array) -> Array:
+        part = lax.dynamic_slice_in_dim(entries, k * width, width, 2).astype(buffers.dtype)
+        signed = part * (signs[k] * of_outputs[k][:, None]).astype(buffers.dtype)
+        at = (0, 0, drawn.shifts[numbers[k]])
+        return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, part.shape) + signed, at)
+
+    return lax.fori_loop(0, numbers.shape[0], add, buffers)
 
 
 def _rolled_sum(jacobian: Array, first: int, drawn: Drawn) -> Array:

@@ -42,6 +42,13 @@ class Drawn:
         bits = ((words[:, None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)).reshape(-1)[: self.dimensions]
         return (bits ^ self.outputs[row][:, None]) == 1
 
+    def signs(self, rows: Array) -> tuple[Array, Array]:
+        """1 or -1 of the entries (rows, D) of some rows, and of these rows for each output (rows, R)."""
+        bits = (self.words[rows][..., None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)
+        bits = bits.reshape(rows.shape[0], -1)[:, : self.dimensions]
+        of_entries, of_outputs = (1.0 - 2.0 * b.astype(jnp.float32) for b in (bits, self.outputs[rows]))
+        return of_entries, of_outputs
+
     def negative_at(self, row: Array, place: Array) -> Array:
         """Which of the entries (...) at these rows and places have a negative sign: (..., R)."""
         bits = self.words[row, place // BITS] >> (place % BITS).astype(jnp.uint32)
