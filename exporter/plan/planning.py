@@ -167,7 +167,8 @@ class Plan:
             if model.frozen_part is None:
                 rows.append(("in TensorFlow", ", ".join(model.front.operations)))
             else:
-                rows.append(("once a request", f"{len(model.frozen_part.variables)} of the frozen variables"))
+                count = len(model.frozen_part.variables)
+                rows.append(("frozen part", f"{count} of the frozen variables, in programs of its own, once a request"))
             rows += [("", f"  gives {_spec(s.name, s.shape, s.dtype)}") for s in model.inputs]
         rows += [("output", _spec(s.name, s.shape, s.dtype) + " *" * (s == model.output)) for s in model.outputs]
         for title, variables in (("trainable", model.trainable), ("frozen", frozen), ("excluded", excluded)):
