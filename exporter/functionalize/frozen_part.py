@@ -85,7 +85,7 @@ def split_frozen_part(
     values = [v.aval for eqn in batch.jaxpr.eqns for v in eqn.outvars if v.aval.shape[:1] == (_BATCH,)]
     largest = max((a.size * a.dtype.itemsize for a in values), default=1)
     flops = (batch.lower().cost_analysis() or {}).get("flops", 0.0)
-    return split, FrozenPart(apply_fn, variables, _AT_ONCE * largest // _BATCH, flops / _BATCH)
+    return split, FrozenPart(apply_fn, variables, max(1, _AT_ONCE * largest // _BATCH), flops / _BATCH)
 
 
 def _bytes(specs: Sequence[TensorSpec]) -> int:
