@@ -122,9 +122,10 @@ class GraphFunction:
     def with_results(self, results: Iterable[Edge]) -> GraphFunction:
         """The same graph with other values for its results."""
         other = copy.copy(self)
-        for cached in ("nodes", "all_nodes", "unchanged_arguments", "_operations"):
-            other.__dict__.pop(cached, None)
         other.results = tuple(results)
+        for name, member in vars(GraphFunction).items():
+            if isinstance(member, functools.cached_property):
+                other.__dict__.pop(name, None)
         return other
 
     def producer(self, edge: Edge) -> Any:

@@ -107,14 +107,17 @@ class Accumulator:
         return self._buffers
 
 
-def _add_row(buffers: Array, row: Array, part: Array, drawn: Drawn) -> Array:
-    """Buffers with entries (n, R, D or fewer) of one row added."""
-    signed = jnp.where(drawn.negative(row)[..., : part.shape[-1]], -part, part).astype(buffers.dtype)
+def _added(buffers: Array, row: Array, signed: Array, drawn: Drawn) -> Array:
+    """Buffers with entries (n, R, D or fewer) of one row added, which have their signs."""
     at = (0, 0, drawn.shifts[row])
-    return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, part.shape) + signed, at)
+    return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, signed.shape) + signed, at)
 
 
-_add_wide = jax.jit(_add_row)
+@jax.jit
+def _add_wide(buffers: Array, row: Array, part: Array, drawn: Drawn) -> Array:
+    """Buffers with entries (n, R, D or fewer) of one row added."""
+    negative = drawn.negative(row)[..., : part.shape[-1]]
+    return _added(buffers, row, jnp.where(negative, -part, part).astype(buffers.dtype), drawn)
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
@@ -153,8 +156,7 @@ def _add_loop(buffers: Array, numbers: Array, entries: Array, drawn: Drawn, widt
     def add(k: Array, buffers: Array) -> Array:
         part = lax.dynamic_slice_in_dim(entries, k * width, width, 2).astype(buffers.dtype)
         signed = part * (signs[k] * of_outputs[k][:, None]).astype(buffers.dtype)
-        at = (0, 0, drawn.shifts[numbers[k]])
-        return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, part.shape) + signed, at)
+        return _added(buffers, numbers[k], signed, drawn)
 
     return lax.fori_loop(0, numbers.shape[0], add, buffers)
 

@@ -57,10 +57,6 @@ def inputs(n, seed=0):
     return rng.normal(size=(n, 6, 6, 3)).astype(np.float32), rng.integers(0, 50, (n, 5))
 
 
-def whole(model, **options):
-    return functionalize(model, **options)
-
-
 def apart(model, **options):
     return functionalize(model, frozen_apart=True, **options)
 
@@ -115,7 +111,7 @@ class TestSplit:
         assert apart(model()).frozen_part is None
 
     def test_only_if_asked_for(self):
-        assert whole(backbone()).frozen_part is None
+        assert functionalize(backbone()).frozen_part is None
 
 
 @pytest.fixture(scope="module")
@@ -128,21 +124,21 @@ class TestExport:
     def test_is_of_the_whole_model(self, exported):
         """In blocks of the frozen part that others than the kernel's are filled with."""
         x1, x2 = inputs(70, 1), inputs(9, 2)
-        model = whole(backbone())
+        model = functionalize(backbone())
         expected = reference_ntk(model.apply_fn, model.trainable, model.frozen, x1, x2, trace_axes=(1,))
         loaded = tf.saved_model.load(str(exported.path))
         for n in (0, 1, 8, 70):
             ntk = loaded.ntk([a[:n] for a in x1], list(x2))
             np.testing.assert_allclose(ntk, expected[:n], rtol=1e-4, atol=1e-5 * np.max(expected))
-        given = loaded.ntk_with_params(list(x1), list(x2), {path: 2 * v for path, v in model.trainable.items()})
         doubled = {path: 2 * v for path, v in model.trainable.items()}
+        given = loaded.ntk_with_params(list(x1), list(x2), doubled)
         expected = reference_ntk(model.apply_fn, doubled, model.frozen, x1, x2, trace_axes=(1,))
         np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5 * np.max(expected))
         np.testing.assert_allclose(loaded.forward(list(x1)), model.original(x1), rtol=1e-4, atol=1e-5)
 
     def test_manifest_and_explanation_name_all_frozen_variables(self, exported):
         manifest = read_manifest(exported.path)
-        frozen = {path: list(v.shape) for path, v in whole(backbone()).frozen.items()}
+        frozen = {path: list(v.shape) for path, v in functionalize(backbone()).frozen.items()}
         assert {path: v["shape"] for path, v in manifest["variables"]["frozen"].items()} == frozen
         text = str(explain(backbone(), NtkConfig(), ExportConfig(platforms=("cpu",))))
         assert f"{len(frozen)} variables" in text

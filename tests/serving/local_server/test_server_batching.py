@@ -62,10 +62,10 @@ def rows(number, seed):
     return np.random.default_rng(seed).normal(size=(number, serving_models.FEATURES)).astype(np.float32)
 
 
-def together(ask, requests, signature="forward"):
+def together(ask, requests):
     """Asks at the same time; returns the answers or errors."""
     with futures.ThreadPoolExecutor(len(requests)) as pool:
-        asked = [pool.submit(ask, signature, x=x) for x in requests]
+        asked = [pool.submit(ask, "forward", x=x) for x in requests]
         return [task.exception() or task.result() for task in asked]
 
 
