@@ -9,7 +9,7 @@ from exporter.graph.kernel_module import KernelModule
 from exporter.graph.programs import FrozenRows, functions_by_blocks, functions_of_whole_batches
 from exporter.plan.choosing import Choice
 from exporter.plan.planning import Plan
-from exporter.plan.schedule import count_programs
+from exporter.plan.schedule import count_traces
 from exporter.progress import Note, silent
 
 
@@ -29,7 +29,7 @@ def build_module(plan: Plan, choice: Choice, note: Note = silent) -> KernelModul
             platforms=platforms,
             precision=precision,
             projected=choice.projected,
-            lowered=_counted(count_programs(names, choice.schedule) or 0, note),
+            lowered=_counted(count_traces(names, choice.schedule), note),
         )
     rows = None
     if model.frozen_part is not None:
@@ -50,11 +50,11 @@ def build_module(plan: Plan, choice: Choice, note: Note = silent) -> KernelModul
 
 
 def _counted(total: int, note: Note) -> Callable[[], None]:
-    """What tells, whenever it is called, of one program more."""
+    """What tells, whenever it is called, of one function more."""
     count = itertools.count(1)
 
     def lowered() -> None:
         done = next(count)
-        note(f"{done} of {total} programs", done, total)
+        note(f"{done} of {total} functions", done, total)
 
     return lowered

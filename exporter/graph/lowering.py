@@ -41,12 +41,14 @@ def lower(
 ) -> Callable[..., Any]:
     """Returns `fn` as a TF function that XLA compiles once for each combination of shapes it is called with.
 
+    It is traced for each too, or once for all numbers of rows of arguments that have polymorphic shapes.
+
     Args:
       fn: a JAX function of pytrees of arrays.
       platforms: the platforms to lower for: cpu, cuda, rocm, tpu.
       precision: a key of the configuration's `PRECISIONS`; float64 makes the whole of `fn` see 64-bit types.
       polymorphic_shapes: as in `jax2tf.convert`; None if the shapes are those of the arguments.
-      lowered: called after each combination.
+      lowered: called after each trace.
 
     Returns:
       A function of nests of tensors like the arguments, without gradient.
@@ -68,7 +70,8 @@ def lower(
         lowered()
         return result
 
-    return traced_once(program, jit_compile=True)
+    any_rows = [k for k, shape in enumerate(polymorphic_shapes or ()) if shape is not None]
+    return traced_once(program, any_rows=any_rows, jit_compile=True)
 
 
 @contextlib.contextmanager

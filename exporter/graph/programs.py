@@ -45,7 +45,7 @@ def functions_by_blocks(
       platforms: the platforms to lower for.
       precision: of matrix products, or float64 for everything.
       projected: what `ntk_features` returns.
-      lowered: called after each program.
+      lowered: called after each function.
     """
     program = functools.partial(_Program, platforms=platforms, precision=precision, lowered=lowered)
     parts = schedule.parts
@@ -53,16 +53,16 @@ def functions_by_blocks(
         Packing(variables, batch_axes=0) for variables in ((model.trainable, model.frozen), parts.variable_specs)
     )
     x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
-    sizes, passes = schedule.blocks.sizes, parts.passes
+    sizes, passes, overhead = schedule.blocks.sizes, parts.passes, schedule.blocks.overhead
     kernel, features, packed = _kernel(schedule, of_kernel, schedule.blocks.contracted, program, x, swap)
-    diagonal = program(packed.diagonal, of_kernel.specs, packed.specs)
+    diagonal = program(packed.diagonal, of_kernel.specs, packed.specs, rowwise=True)
     replace = _replacement(parts, model, program)
 
     def output(variables: Any, x: Any) -> Any:
         trainable, frozen = of_model.unpack(variables)
         return model.apply_fn(trainable, frozen, x)
 
-    forward = program(as_on_platforms(output, platforms), of_model.specs, x)
+    forward = program(as_on_platforms(output, platforms), of_model.specs, x, rowwise=True)
 
     def diagonal_of_inputs(variables: Any, x: Any) -> Any:
         def of_pass(variables: Any) -> Any:
@@ -71,18 +71,20 @@ def functions_by_blocks(
         zero = tf.zeros([x[0].shape[0], *diagonal.results(1).shape[1:]], diagonal.results(1).dtype)
         return serve_graph.sum_over_passes(passes, of_pass, variables, zero)
 
-    diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1))
-    forwards = serve_graph.Rowwise(sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1))
+    diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1), overhead=overhead)
+    forwards = serve_graph.Rowwise(
+        sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1), overhead=overhead
+    )
 
     def projected_of_inputs() -> serve_graph.Rowwise:
         assert projected is not None
 
         def features(variables: Any, x: Any) -> Any:
             trainable, frozen = of_model.unpack(variables)
-            return projected(trainable, frozen, x)
+            return projected(trainable, frozen, x, schedule.projected[-1])
 
         row = jax.ShapeDtypeStruct((1, *projected.shape), projected.dtype)
-        project = program(features, of_model.specs, x, results=row)
+        project = program(features, of_model.specs, x, results=row, rowwise=True)
         return serve_graph.Rowwise(
             schedule.projected, lambda variables, x: project(variables, tuple(x)), project.results(1)
         )
@@ -164,7 +166,7 @@ def _kernel(
     """The kernel by contractions of these sizes, its features of (variables, x), and what these are made of."""
     passes, parts = schedule.parts.passes, _PackedParts(schedule.parts, packing)
     number = () if passes == 1 else (jax.ShapeDtypeStruct((), np.int32),)
-    made = program(parts.features, packing.specs, x, *number, results=parts.specs)
+    made = program(parts.features, packing.specs, x, *number, results=parts.specs, rowwise=True)
     contract = program(parts.contract, packing.specs, parts.specs, parts.specs)
 
     def features(variables: Any, x: Any) -> Any:
@@ -176,7 +178,7 @@ def _kernel(
     more = schedule.larger
     larger = None if more is None else _kernel(more, packing, (more.blocks.tile,), program, x, swap)[0]
     kernel = serve_graph.Kernel(
-        serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1)),
+        serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1), overhead=schedule.blocks.overhead),
         lambda variables, *sides: contract(_without_pass(variables, passes), *sides),
         sizes=contracted,
         resident=schedule.blocks.resident,
@@ -241,7 +243,12 @@ class FrozenRows:
             return part.apply_fn(self._packing.unpack(variables), x)
 
         program = _Program(
-            as_on_platforms(given, platforms), self._packing.specs, x, platforms=platforms, precision=precision
+            as_on_platforms(given, platforms),
+            self._packing.specs,
+            x,
+            rowwise=True,
+            platforms=platforms,
+            precision=precision,
         )
         self._rows = serve_graph.Rowwise(sizes, lambda variables, x: program(variables, tuple(x)), program.results(1))
 
@@ -261,20 +268,29 @@ class _Program:
         precision: str,
         polymorphic_shapes: Sequence[Any] | None = None,
         results: Any = None,
+        rowwise: bool = False,
         lowered: Callable[[], object] = lambda: None,
     ) -> None:
         """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes.
 
-        And if they are known those of its results, so that it need not be traced for them.
+        And if they are known those of its results, so that it need not be traced for them. A `rowwise` one has the
+        examples in its second argument and in its results, and is traced for any number of them.
         """
         with enable_x64(precision == "float64"):
             self._results = jax.eval_shape(fn, *specs) if results is None else results
+        self._rowwise = rowwise
+        if rowwise:
+            polymorphic_shapes = [None, jax.tree.map(lambda _: "(n, ...)", specs[1]), *[None] * len(specs[2:])]
         self._run = lower(
             fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes, lowered=lowered
         )
 
     def __call__(self, *args: Any) -> Any:
-        return self._run(*args)
+        results = self._run(*args)
+        if not self._rowwise:
+            return results
+        n = tf.nest.flatten(args[1])[0].shape[0]
+        return tf.nest.map_structure(lambda a: tf.ensure_shape(a, [n, *a.shape[1:]]), results)
 
     def results(self, sides: int) -> Any:
         """Shapes and dtypes of the results, the first so many axes being numbers of examples."""

@@ -16,6 +16,7 @@ by all graphs that call it, because a SavedModel is loaded node by node.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,21 +29,29 @@ Batch = Sequence[tf.Tensor]
 Nest = Any  # of tensors (n, ...)
 
 _LOOPS = ("While", "StatelessWhile")
-FULL = 0.75  # a block at least so full is padded; else smaller ones are used, which cost about as much per example
+FULL = 0.75  # a block at least so full is padded, if not earlier; else smaller ones are used
 
 
 class Rowwise:
     """Values of each example alone, for any number of examples."""
 
-    def __init__(self, sizes: Sequence[int], run: Callable[[Any, Batch], Nest], results: Any) -> None:
+    def __init__(
+        self, sizes: Sequence[int], run: Callable[[Any, Batch], Nest], results: Any, *, overhead: float = 0.0
+    ) -> None:
         """Takes the XLA programs.
 
         Args:
           sizes: numbers of examples to call `run` with, smallest first.
           run: run(variables, x) for a batch of such a number; row i of each result depends on example i alone.
           results: its nest of results as `tf.TensorSpec`s, with None for the number of examples.
+          overhead: how many examples' work takes as long as a program takes without any.
         """
         self.sizes, self.results, self._run = tuple(sizes), results, run
+        # So many examples make a block cheaper than smaller ones, which take each their overhead.
+        self._enough = [0] + [
+            int(min(FULL, (1 + overhead / size) / (1 + overhead / smaller)) * size)
+            for smaller, size in itertools.pairwise(sizes)
+        ]
         levels = range(len(sizes))
         self._any_number = [_traced_once(functools.partial(self._assemble, level)) for level in levels]
         self._one_block = [_traced_once(functools.partial(self._fill, level)) for level in levels]
@@ -58,9 +67,9 @@ class Rowwise:
     def _assemble(self, largest: int, variables: Any, x: Batch) -> Nest:
         n = tf.shape(x[0])[0]
         done, parts = tf.constant(0), []
-        for size in reversed(self.sizes[: largest + 1]):
+        for size, enough in reversed(list(zip(self.sizes, self._enough, strict=True))[: largest + 1]):
             left = n - done
-            padded = left % size > (0 if size == self.sizes[0] else int(FULL * size))
+            padded = left % size > enough
             count = left // size + tf.cast(padded, tf.int32)
             parts.append(self._blocks(size, variables, [a[done:] for a in x], count))
             done = tf.minimum(n, done + count * size)
@@ -82,7 +91,7 @@ class Rowwise:
         if level == 0:
             return self._run(variables, _padded(x, size))
         n = tf.shape(x[0])[0]
-        return tf.cond(n > int(FULL * size), lambda: self._run(variables, _padded(x, size)), by_smaller)
+        return tf.cond(n > self._enough[level], lambda: self._run(variables, _padded(x, size)), by_smaller)
 
 
 class Kernel:

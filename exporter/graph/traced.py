@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 
-def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def traced_once(fn: Callable[..., Any], *, any_rows: Collection[int] = (), **options: Any) -> Callable[..., Any]:
     """`fn` of nests of tensors as one concrete function for each combination of their shapes and dtypes.
 
     A `tf.function` is traced again when it is called a second time, since the first call is the one that may create
@@ -17,6 +18,7 @@ def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     Args:
       fn: takes and returns nests of tensors, and creates no variables.
+      any_rows: numbers of arguments whose tensors' first axis may have any size, without another function for it.
       **options: of `tf.function`.
     """
     function = tf.function(fn, autograph=False, **options)
@@ -24,7 +26,7 @@ def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         args = tf.nest.map_structure(tf.convert_to_tensor, args)
-        specs = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), args)
+        specs = [tf.nest.map_structure(functools.partial(_spec, k in any_rows), arg) for k, arg in enumerate(args)]
         key = tuple(map(str, tf.nest.flatten(specs)))
         if key not in traces:
             with tf.init_scope():  # no graph that is being built becomes part of it
@@ -32,6 +34,10 @@ def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         return traces[key](*args)
 
     return call
+
+
+def _spec(any_rows: bool, a: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *a.shape[1:]] if any_rows else a.shape, a.dtype)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def choose(plan: Plan, note: Note = silent) -> Choice:
 
 
 def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
-    """The choice with `ntk_features`, in blocks of one example and of the largest number that fits half of the budget.
+    """The choice with `ntk_features`, in blocks of one example and of as many as fit caches and half of the budget.
 
     Of the Jacobian there is never more than one site's, so mostly that is the largest block of features. One in between
     would be no faster for each example, and takes longest of all programs to compile.
@@ -120,9 +120,10 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
             "fewer, or take ntk_features off export.signatures."
         )
     assert choice.schedule is not None
-    sizes = choice.schedule.blocks.sizes
-    fitting = max((n for n in sizes if projected.bytes_at_work(n) <= memory), default=1)
-    schedule = dataclasses.replace(choice.schedule, projected=tuple(sorted({1, fitting})))
+    fitting = projected.examples_in_cache(choice.schedule.blocks.sizes[-1])
+    while fitting > 1 and projected.bytes_at_work(fitting) > memory:
+        fitting //= 2
+    schedule = dataclasses.replace(choice.schedule, projected=tuple(sorted({1, 2 ** (fitting.bit_length() - 1)})))
     return dataclasses.replace(choice, schedule=schedule, projected=projected)
 
 
@@ -144,28 +145,33 @@ def _divided(plan: Plan, note: Note) -> Choice | None:
     if 3 * per_example > budget or parts.bytes_at_work > budget:
         return None
     variables = parts.variable_specs
+    largest = SMALLER_BLOCK if parts.deep else LARGEST_BLOCK
     measured = itertools.count(1)
 
     def bytes_of(*program: Any) -> int:
         size, done = bytes_of_program(*program), next(measured)
-        note(f"memory of {done} of 3 programs", done, 3)
+        note(f"memory of {done} of at most 3 programs", done, 3)
         return size
 
-    one = bytes_of(parts.features_here, *variables, plan.examples(1))
-    more_each = one
-    if one + 5 * per_example <= budget / 2:  # or else two examples make no block, whatever they take
-        more_each = max(0, bytes_of(parts.features_here, *variables, plan.examples(4)) - one) // 3
+    def bytes_of_features(n: int) -> int:
+        return bytes_of(parts.features_here, *variables, plan.examples(n))
+
     pairs = bytes_of(parts.contract, *variables, parts.specs(4), parts.specs(4))
+    more_each = one = bytes_of_features(1)
+    if largest * one > budget / 8 and one + 5 * per_example <= budget / 2:
+        # What does not grow with their number is told apart, unless it does not matter, or two examples make no block.
+        more_each = max(0, bytes_of_features(4) - one) // 3
 
     def work(block: int) -> int:
         """Bytes of the features of a block while they are made, or of one block's and its contraction."""
         make = one + (block - 1) * more_each
         return int(max(make, block * per_example + pairs * (block / 4) ** 2))
 
-    block = LARGEST_BLOCK
+    block = largest
     while block > 1 and work(block) + 2 * block * per_example > budget / 2:
         block //= 2
-    blocks, work_bytes = _tiles(_sizes(block), per_example, work(block), pairs, budget)
+    sizes = tuple(sorted({1, block})) if parts.deep else _sizes(block)
+    blocks, work_bytes = _tiles(sizes, per_example, work(block), pairs, budget, parts.overhead)
     if blocks.resident < 1:
         return None
 
@@ -173,7 +179,7 @@ def _divided(plan: Plan, note: Note) -> Choice | None:
 
     def in_passes(passes: int) -> tuple[LayerwiseParts, Blocks]:
         more = plan.layerwise_parts(max(examples, larger_block), passes)
-        return more, _tiles((larger_block,), more.features_bytes, work(block), pairs, budget)[0]
+        return more, _tiles((larger_block,), more.features_bytes, work(block), pairs, budget, more.overhead)[0]
 
     large = [times * blocks.resident_examples for times in (2, 4, 8)]
 
@@ -202,7 +208,7 @@ def _passes_for(parts: LayerwiseParts, blocks: Blocks, n: int) -> float:
 
 
 def _tiles(
-    sizes: tuple[int, ...], per_example: int, block_work: int, pairs_bytes: int, budget: float
+    sizes: tuple[int, ...], per_example: int, block_work: int, pairs_bytes: int, budget: float, overhead: float
 ) -> tuple[Blocks, int]:
     """Blocks in the largest tiles that leave 7 of 8 examples resident, and the bytes of work besides these.
 
@@ -212,6 +218,7 @@ def _tiles(
       block_work: bytes of work with a block of the largest size, its own features included.
       pairs_bytes: those of a contraction of four by four examples, besides the features.
       budget: for everything.
+      overhead: of a program, in examples.
     """
 
     def of(joined: int) -> tuple[Blocks, int]:
@@ -220,7 +227,7 @@ def _tiles(
         if joined > 1:
             made = (joined - 1) * sizes[-1] * per_example + block_work
             work = int(max(made, 2 * tile * per_example, tile * per_example + pairs_bytes * (tile / 4) ** 2))
-        return Blocks(sizes, int((budget - work) // (tile * per_example)), joined), work
+        return Blocks(sizes, int((budget - work) // (tile * per_example)), joined, overhead), work
 
     single = of(1)
     for joined in (4, 2):

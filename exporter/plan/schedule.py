@@ -19,11 +19,13 @@ class Blocks:
       sizes: examples of a side of a program, smallest first.
       resident: how many tiles' features may be in memory besides those at work.
       joined: how many blocks of the largest size make a tile, whose features are contracted at once.
+      overhead: how many examples' work takes as long as a program takes without any.
     """
 
     sizes: tuple[int, ...]
     resident: int
     joined: int = 1
+    overhead: float = 0.0
 
     @property
     def contracted(self) -> tuple[int, ...]:
@@ -118,6 +120,13 @@ def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int 
     larger = len(more.blocks.sizes) + 1 if more and "contract" in kinds else 0
     of_kinds = {"contract": blocks.contracted, "projection": schedule.projected}
     return sum(len(of_kinds.get(kind, blocks.sizes)) for kind in kinds) + larger + len(schedule.frozen)
+
+
+def count_traces(signatures: Sequence[str], schedule: Schedule) -> int:
+    """How often JAX traces these programs: contractions for each of their sizes, others once for all."""
+    kinds = {kind for name in signatures for kind in _programs(name)}
+    contracted = len(schedule.blocks.contracted) + (2 if schedule.larger else 0) if "contract" in kinds else 0
+    return len(kinds - {"contract"}) + contracted
 
 
 def _programs(signature: str) -> tuple[str, ...]:

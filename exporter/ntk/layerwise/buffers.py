@@ -3,8 +3,8 @@
 A buffer has 2 D numbers, so that a row shifted by less than D lies in it in one piece; its halves are added up at the
 end. There is one for each example and output, (n, R, 2 D).
 
-XLA compiles each operation on its own, and of most variables of a deep model a row has few entries. Narrow rows wait,
-and those of about a width are added in one loop.
+XLA compiles each operation on its own, and of most variables of a deep model the last row has not all entries. These
+rows wait, and those of about a width are added in one loop.
 
 Functions are compiled ones, so that they are traced once for all variables of a shape.
 """
@@ -25,7 +25,7 @@ from exporter.ntk.layerwise.drawn import Drawn
 Array = Any
 
 FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
-NARROW = 256  # entries of rows that wait: wider ones cost more to be moved once more than they compile
+FEWEST_WAITING = 4  # rows of about a width that a loop is for
 BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
 LARGEST_BLOCK = 32 << 20
 
@@ -37,17 +37,17 @@ def folded(buffers: Array) -> Array:
 
 
 class Accumulator:
-    """Buffers that Jacobians are added to, of one group of examples."""
+    """Buffers that Jacobians are added to, of one group of examples.
 
-    def __init__(self, buffers: Array, drawn: Drawn, *, at_once: bool) -> None:
+    Attributes:
+      count: how many buffers there are at most: for each example and output one.
+    """
+
+    def __init__(self, buffers: Array, drawn: Drawn, *, count: int, at_once: bool) -> None:
         """Takes buffers (n, R, 2 D); rows are moved `at_once`, as GPUs do fastest, or one after the other."""
+        self.count = count
         self._buffers, self._drawn, self._at_once = buffers, drawn, at_once
         self._waiting: list[tuple[int, Array]] = []
-
-    @property
-    def count(self) -> int:
-        """How many buffers there are: for each example and output one."""
-        return self._buffers.shape[0] * self._buffers.shape[1]
 
     def add_entries(self, first: int, jacobian: Array) -> None:
         """Adds a Jacobian (n, R, ...), of entries from the begin of row number `first` on."""
@@ -59,11 +59,7 @@ class Accumulator:
         else:
             full = 0
         for k in range(full, -(-entries.shape[-1] // d)):
-            row = entries[..., k * d : (k + 1) * d]
-            if row.shape[-1] > NARROW:
-                self._buffers = _add_wide(self._buffers, first + k, row, self._drawn)
-            else:
-                self._waiting.append((first + k, row))
+            self._waiting.append((first + k, entries[..., k * d : (k + 1) * d]))
 
     def add_factors(self, first: int, a: Array, d: Array, *, block: int, bias: int | None) -> None:
         """Adds the Jacobian of a matrix (I, J), whose entries are made a block at a time.
@@ -101,23 +97,27 @@ class Accumulator:
             width = min(1 << (row.shape[-1] - 1).bit_length(), self._drawn.dimensions)
             widths.setdefault(width, []).append((number, row))
         for width, rows in sorted(widths.items()):
+            if len(rows) < FEWEST_WAITING:
+                for number, row in rows:
+                    self._buffers = _add_row(self._buffers, number, row, self._drawn)
+                continue
             numbers = np.array([number for number, _ in rows], np.int32)
             self._buffers = _add_waiting(self._buffers, numbers, [row for _, row in rows], self._drawn, width=width)
         self._waiting = []
         return self._buffers
 
 
-def _added(buffers: Array, row: Array, signed: Array, drawn: Drawn) -> Array:
+def _added(buffers: Array, shift: Array, signed: Array) -> Array:
     """Buffers with entries (n, R, D or fewer) of one row added, which have their signs."""
-    at = (0, 0, drawn.shifts[row])
+    at = (np.uint32(0), np.uint32(0), shift)
     return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, signed.shape) + signed, at)
 
 
 @jax.jit
-def _add_wide(buffers: Array, row: Array, part: Array, drawn: Drawn) -> Array:
+def _add_row(buffers: Array, row: Array, part: Array, drawn: Drawn) -> Array:
     """Buffers with entries (n, R, D or fewer) of one row added."""
     negative = drawn.negative(row)[..., : part.shape[-1]]
-    return _added(buffers, row, jnp.where(negative, -part, part).astype(buffers.dtype), drawn)
+    return _added(buffers, drawn.shifts[row], jnp.where(negative, -part, part).astype(buffers.dtype))
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
@@ -148,17 +148,18 @@ def _add_waiting(buffers: Array, numbers: Array, rows: list[Array], drawn: Drawn
 def _add_loop(buffers: Array, numbers: Array, entries: Array, drawn: Drawn, width: int) -> Array:
     """Buffers with rows of these numbers added, `width` of the entries (n, R, ...) each.
 
-    Signs of all rows are made before, since within the loop XLA would make them again for each example and output.
+    Signs of all rows are made before, since within the loop XLA would make them again for each example and output. The
+    loop counts without a sign: JAX asks of each other index whether it is negative, in an operation of its own.
     """
     signs, of_outputs = drawn.signs(numbers)
-    signs = signs[:, :width]
+    signs, shifts = signs[:, :width], drawn.shifts[numbers]
 
     def add(k: Array, buffers: Array) -> Array:
         part = lax.dynamic_slice_in_dim(entries, k * width, width, 2).astype(buffers.dtype)
         signed = part * (signs[k] * of_outputs[k][:, None]).astype(buffers.dtype)
-        return _added(buffers, numbers[k], signed, drawn)
+        return _added(buffers, shifts[k], signed)
 
-    return lax.fori_loop(0, numbers.shape[0], add, buffers)
+    return lax.fori_loop(np.uint32(0), np.uint32(numbers.shape[0]), add, buffers)
 
 
 def _rolled_sum(jacobian: Array, first: int, drawn: Drawn) -> Array:
@@ -168,7 +169,7 @@ def _rolled_sum(jacobian: Array, first: int, drawn: Drawn) -> Array:
     jacobian = jacobian.astype(jnp.promote_types(jacobian.dtype, jnp.float32))
     rows = first + jnp.arange(jacobian.shape[2])
     signed = jnp.where(jax.vmap(drawn.negative, out_axes=1)(rows), -jacobian, jacobian)
-    places = (jnp.arange(d) - drawn.shifts[rows][:, None]) % d
+    places = (jnp.arange(d) - drawn.shifts[rows][:, None].astype(jnp.int32)) % d
     return jnp.sum(jnp.take_along_axis(signed, places[None, None], 3), 2)
 
 
@@ -216,8 +217,9 @@ def _add_embedded(buffers: Array, first: Array, index: Array, derivative: Array,
     row, place = (entry // dimensions).astype(jnp.int32) + first, (entry % dimensions).astype(jnp.int32)
     signed = jnp.where(jnp.moveaxis(drawn.negative_at(row, place), -1, 1), -derivative, derivative)
     signed = jnp.where((index >= 0)[:, None, :, None], signed, 0).astype(buffers.dtype)
+    shifted = place + drawn.shifts[row].astype(jnp.int32)
 
     def scatter(buffer: Array, at: Array, values: Array) -> Array:
         return buffer.at[:, at.reshape(-1)].add(values.reshape(r, -1))
 
-    return jax.vmap(scatter)(buffers, place + drawn.shifts[row], signed)
+    return jax.vmap(scatter)(buffers, shifted, signed)

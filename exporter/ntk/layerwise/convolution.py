@@ -70,15 +70,31 @@ class Window:
         taps = len(range(first, self.kernel[axis], e))
         before = (lo - k - first) // e
         after = -(-self.outputs[axis] // e) + taps - 1 - n - before
-
-        def replaced(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
-            return (*values[:axis], value, *values[axis + 1 :])
-
         return first, dataclasses.replace(
             self,
-            kernel=replaced(self.kernel, taps),
-            stretches=replaced(self.stretches, 1),
-            padding=replaced(self.padding, (before, after)),
+            kernel=_replaced(self.kernel, axis, taps),
+            stretches=_replaced(self.stretches, axis, 1),
+            padding=_replaced(self.padding, axis, (before, after)),
+        )
+
+    def met(self, axis: int) -> tuple[int, Window]:
+        """The first of an axis' taps that are ever over data, and the window of these: the others are over padding.
+
+        Of small data with large kernels these are few: of a single position one of 5×5.
+        """
+        n, k, s, d, e, (lo, hi) = (sizes[axis] for sizes in dataclasses.astuple(self))
+
+        def over_data(tap: int) -> bool:
+            start = tap * d - lo  # of output 0 in the data; of the first output not before it:
+            output = max(0, -(start // s))
+            return output < self.outputs[axis] and start + output * s <= (n - 1) * e
+
+        over = [tap for tap in range(k) if over_data(tap)] or [0]
+        first, last = over[0], over[-1]
+        return first, dataclasses.replace(
+            self,
+            kernel=_replaced(self.kernel, axis, last - first + 1),
+            padding=_replaced(self.padding, axis, (lo - first * d, hi - (k - 1 - last) * d)),
         )
 
     def part(self, axes: slice) -> Window:
@@ -134,6 +150,10 @@ class Window:
             before = k * d - lo
             config.append((before, n - before - (o - 1) * s - 1, s - 1))
         return config
+
+
+def _replaced(values: tuple[Any, ...], axis: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:axis], value, *values[axis + 1 :])
 
 
 def patches(eqn: JaxprEqn, a: Array) -> Array:
@@ -260,6 +280,9 @@ def _convolution(window: Window, groups: int, a: Array, w: Array, options: Mappi
     axis = next(filter(window.phased, range(len(window.inputs))), None)
     if axis is not None:
         return _interleaved(window, axis, lambda phase, w: _convolution(phase, groups, a, w, options), w)
+    for axis in range(len(window.inputs)):
+        first, window = window.met(axis)
+        w = lax.slice_in_dim(w, first, first + window.kernel[axis], 1, axis)
     if groups > 1:
         return _taps(window, groups, a, w)
     if math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1:

@@ -27,7 +27,7 @@ class Drawn:
     Attributes:
       dimensions: D.
       words: the signs of a row's entries, uint32 (rows, words).
-      shifts: int32 (rows,).
+      shifts: uint32 (rows,), as places that JAX need not ask whether they are negative.
       outputs: the sign of a row for each of R outputs, 0 or 1, uint32 (rows, R).
     """
 
@@ -86,7 +86,7 @@ def draw(
     pair = [columns(*(of_row[:, k : k + 1] for k in (side, side + 2, side + 4))) for side in (0, 1)]
     low, high = _threefry(pair, columns(block, row, row), columns(group, group, lax.iota(jnp.uint32, pairs)))
     words = jnp.stack([low, high], -1).reshape(total, -1)
-    shifts = (low[:, blocks] % np.uint32(sketch.dimensions)).astype(jnp.int32)
+    shifts = low[:, blocks] % np.uint32(sketch.dimensions)
     of_outputs = words[:, 2 * blocks + 2 :][:, outputs // BITS] >> (outputs % BITS).astype(jnp.uint32)
     return Drawn(sketch.dimensions, words[:, : 2 * blocks], shifts, of_outputs & np.uint32(1))
 

@@ -22,6 +22,7 @@ Array = Any
 # Of models with more sites XLA's compilation takes as long as a hundred of their kernels: both sides' features by one
 # program compile in 60 to 75 % of the time, and run up to 10 % slower.
 MANY_SITES = 64
+BEGIN = 1e6  # operations that take as long as those of a site take to begin, on a CPU 0.05 to 0.1 ms
 ASSUMED = 16  # examples of a side whose number is symbolic
 
 
@@ -134,6 +135,17 @@ class LayerwiseParts:
     def fewest_bytes_at_work(self) -> int:
         """The same of as few outputs as a kernel can be computed of at a time."""
         return self._any.axes.together * self._any.bytes_of_output
+
+    @property
+    def deep(self) -> bool:
+        """Whether there are so many sites that programs take long to compile, and small blocks long to run."""
+        return len(self._any.sites) > MANY_SITES
+
+    @property
+    def overhead(self) -> float:
+        """How many examples' work takes as long as a program takes without any."""
+        costs = self.costs()
+        return BEGIN * len(costs) / max(1.0, sum(cost.example_flops for cost in costs))
 
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""

@@ -56,10 +56,14 @@ class ProjectedFeatures:
     def _any(self) -> Projection:
         return next(iter(self._projections.values()))
 
-    def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Array:
-        """The features of examples x."""
+    def examples_in_cache(self, examples: int) -> int:
+        """Of how many examples, at most so many, derivatives stay in a CPU's caches, if this is for CPUs."""
+        return min(projection.examples_in_cache(examples) for projection in self._projections.values())
+
+    def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int | None = None) -> Array:
+        """The features of examples x, of which there are at most so many if their number is symbolic."""
         return by_platform(
-            lambda how: self._projections[how].compute(trainable, frozen, x, self._memory), self._projections
+            lambda how: self._projections[how].compute(trainable, frozen, x, self._memory, most), self._projections
         )
 
 

@@ -96,21 +96,27 @@ class Projection:
         each = 3 * derivative + 4 * self._sketch.dimensions
         return self.dtype.itemsize * outputs * (examples * each + 3 * largest)
 
-    def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int) -> Array:
-        """The features (n, ..., D) of examples, of as many outputs at a time as fit into so many bytes."""
-        if x[0].shape[0] == 0:
-            return jnp.zeros((0, *self.shape), self.dtype)
-        part = self._examples_in_cache(x[0].shape[0])
-        return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory), part, *x)
+    def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int, most: int | None = None) -> Array:
+        """The features (n, ..., D) of examples, of as many outputs at a time as fit into so many bytes.
 
-    def _compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int) -> Array:
+        If n is symbolic there are at most `most`, all of which are computed together.
+        """
         n = x[0].shape[0]
-        chunks = self._chunks(max(1, memory // self.bytes_at_work(n, 1)))
+        if most is not None:
+            return self._compute(trainable, frozen, x, memory, most)
+        if n == 0:
+            return jnp.zeros((0, *self.shape), self.dtype)
+        part = _divisor(n, self.examples_in_cache(n))
+        return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory, part), part, *x)
+
+    def _compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int, most: int) -> Array:
+        n = x[0].shape[0]
+        chunks = self._chunks(max(1, memory // self.bytes_at_work(most, 1)))
         kept = math.prod(self._kept_shape)
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
 
         def of_outputs(outputs: _Outputs) -> Array:
-            return self._of_outputs(trainable, frozen, variables, x, outputs)
+            return self._of_outputs(trainable, frozen, variables, x, outputs, most)
 
         def added(total: Array, outputs: _Outputs) -> Array:
             return self._with_output_shifts(total, of_outputs(outputs), outputs)
@@ -158,7 +164,7 @@ class Projection:
         return _Outputs(filled(np.arange(len(order)), -1), filled(traced, 0), filled(kept, 0), groups)
 
     def _of_outputs(
-        self, trainable: Any, frozen: Any, variables: list[Array], x: tuple[Array, ...], outputs: _Outputs
+        self, trainable: Any, frozen: Any, variables: list[Array], x: tuple[Array, ...], outputs: _Outputs, most: int
     ) -> Array:
         """Buffers (n, R, 2 D) of R outputs, before their own shifts."""
         features = self._features
@@ -171,28 +177,33 @@ class Projection:
         drawn = self._draw(outputs)
         n, r = x[0].shape[0], len(outputs.position)
         buffers = jnp.zeros((n, r, 2 * self._sketch.dimensions), self.dtype)
-        for segment in self._segments(n, r):
+        for segment in self._segments(most, r):
             sites = sorted({k for c in segment for k in _sites(c)})
             data = {k: saved[k] for k in sites}
             own = {k: derivatives[k] for k in sites if axes[k] == 0}
             common = {k: derivatives[k] for k in sites if axes[k] is None}
 
-            def add(buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common) -> Array:
-                accumulator = Accumulator(buffers, drawn, at_once=self._cache is None)
+            together = self._together(most, r, segment)
+            count = r * (most if together else 1)
+
+            def add(
+                buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common, count: int = count
+            ) -> Array:
+                accumulator = Accumulator(buffers, drawn, count=count, at_once=self._cache is None)
                 for component in segment:
                     self._add(accumulator, component, variables, data, own, common)
                 return accumulator.total()
 
-            buffers = _by_parts(add, self._examples_at_once(n, r, segment), buffers, data, own)
+            buffers = _by_parts(add, n if together else 1, buffers, data, own)
         return buffers
 
-    def _examples_in_cache(self, examples: int) -> int:
-        """Of how many examples, a divisor of their number, the derivatives of all outputs fit a CPU's cache, or one."""
+    def examples_in_cache(self, examples: int) -> int:
+        """Of how many examples, at most so many, the derivatives of all outputs fit a CPU's cache, or one."""
         if self._cache is None:
             return examples
         derivative = max((math.prod(site.steps + site.perturbed) for site in self._features.sites), default=0)
         of_example = self.dtype.itemsize * math.prod(self._output_shape) * derivative
-        return _divisor(examples, self._cache // max(1, of_example))
+        return min(examples, max(1, self._cache // max(1, of_example)))
 
     def _segments(self, examples: int, outputs: int) -> Iterator[list[Component]]:
         """The components, from the last to the first, in groups whose derivatives are not large together."""
@@ -209,11 +220,11 @@ class Projection:
         if segment:
             yield segment
 
-    def _examples_at_once(self, examples: int, outputs: int, segment: Sequence[Component]) -> int:
-        """Of how many examples the Jacobians of some sites are made at a time: a divisor of their number."""
+    def _together(self, examples: int, outputs: int, segment: Sequence[Component]) -> bool:
+        """Whether the Jacobians of some sites are made of all examples together, or else of one at a time."""
         largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
         of_example = self.dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
-        return _divisor(examples, (TOGETHER if self._cache is None else IN_CACHE) // of_example)
+        return examples * of_example <= (TOGETHER if self._cache is None else IN_CACHE)
 
     def _add(
         self, total: Accumulator, component: Component, variables: list[Array], data: Any, own: Any, common: Any
