@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -216,8 +217,15 @@ class ExampleFeatures:
         """The function of one example to data and derivatives (R, ...) at the sites, of cotangents (D, C, K, *S)."""
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
         basis = basis.reshape(-1, *self._shape)
+        return lambda example: self._differentiate(variables, basis, example)
 
-        def differentiate(example: tuple[Array, ...]) -> tuple[list[Any], list[Array]]:
+    @functools.cached_property
+    def _differentiate(self) -> Callable[[list[Array], Array, tuple[Array, ...]], tuple[list[Any], list[Array]]]:
+        """The same of variables, cotangents (R, *output) and an example, traced once whatever asks for it."""
+
+        def differentiate(
+            variables: list[Array], basis: Array, example: tuple[Array, ...]
+        ) -> tuple[list[Any], list[Array]]:
             zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
 
             def perturbed(zeros: list[Array]) -> tuple[Array, list[Array]]:
@@ -227,7 +235,7 @@ class ExampleFeatures:
             _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
             return saved, jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
 
-        return differentiate
+        return jax.jit(differentiate, inline=True)
 
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
