@@ -1,5 +1,6 @@
 """With programs in plain TF, of which every entry can be computed by hand."""
 
+import collections
 import functools
 import itertools
 import math
@@ -244,6 +245,30 @@ def test_rowwise_of_any_number_of_examples(tail):
         result = run(2.0, x)
         assert result.shape == (n, *tail)
         np.testing.assert_allclose(result, fn(2.0, x), rtol=1e-13, err_msg=str(n))
+
+
+@pytest.mark.parametrize(
+    ("overhead", "expected"),
+    [
+        (0.0, {0: (0, 0), 12: (12, 0), 13: (0, 1), 28: (12, 1), 29: (0, 2)}),
+        (7.0, {0: (0, 0), 2: (2, 0), 3: (0, 1), 18: (2, 1), 19: (0, 2)}),
+    ],
+)
+def test_blocks_are_padded_where_that_is_cheaper(overhead, expected):
+    """Of sizes 1 and 16: a program takes as long as `overhead` examples of its work, so that is 1 + 7 to 16 + 7."""
+    calls = collections.Counter()
+
+    def fn(scale, x):
+        tf.py_function(lambda: calls.update([x[0].shape[0]]), [], [])
+        return scale * x[0]
+
+    run = serve_graph.Rowwise((1, 16), fn, tf.TensorSpec([None], tf.float64), overhead=overhead)
+    specs = [tf.TensorSpec([], tf.float64), [tf.TensorSpec([None], tf.float64)]]
+    run = tf.function(run.__call__, specs, autograph=False)
+    for n, (alone, blocks) in expected.items():
+        calls.clear()
+        np.testing.assert_array_equal(run(1.0, [tf.range(n, dtype=tf.float64)]), np.arange(n))
+        assert (calls[1], calls[16]) == (alone, blocks), n
 
 
 # Padding, and examples that are not finite

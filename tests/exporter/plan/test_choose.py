@@ -9,9 +9,10 @@ import pytest
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.ntk.kernel import diagonal_fn
+from exporter.ntk.layerwise import engine
 from exporter.ntk.reference import reference_ntk
 from exporter.plan import choosing
-from exporter.plan.choosing import LARGEST_BLOCK, LARGEST_TILE, SHARE, _passes_for, choose
+from exporter.plan.choosing import LARGEST_BLOCK, LARGEST_TILE, SHARE, SMALLER_BLOCK, _passes_for, choose
 from exporter.plan.planning import make_plan
 
 STRUCTURED = "structured_derivatives"
@@ -51,6 +52,14 @@ def test_auto_is_layerwise_in_features_and_their_contraction(layerwise):
     np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-5)
     diagonal = jax.jit(diagonal_fn(choice.schedule.parts))(*variables, features)
     np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_deep_models_have_two_small_sizes(layerwise, monkeypatch):
+    """For XLA compiles a program for each, and that of a deep model takes as long as hundreds of its requests."""
+    monkeypatch.setattr(engine, "MANY_SITES", len(layerwise.parts_of_large_blocks.costs()) - 1)
+    schedule = choose(layerwise).schedule
+    assert schedule.blocks.sizes == (1, SMALLER_BLOCK)
+    assert set(schedule.projected) <= {1, SMALLER_BLOCK}
 
 
 @pytest.mark.parametrize("divisor", [1, 10, 100, 1000])

@@ -128,6 +128,27 @@ def test_three_axes_by_convolutions_of_two():
     assert re.findall(r"dim_numbers = \[([^\]]*)\]x", text) == ["b, 0, 1, f"] * 3
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "taps"), [(1, 1, range(2, 3)), (2, 1, range(1, 4)), (2, 2, range(2, 4)), (5, 1, range(5))]
+)
+def test_taps_over_padding_are_left_out(size, stride, taps):
+    """Of the last layers of models for small images 16 or 24 of 25 are, at a slice and a product each."""
+    a, w = np.random.default_rng(0).normal(size=(1, size, size, 3)), np.ones((5, 5, 1, 3))
+
+    def convolve(a, w):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            a, w, (stride, stride), [(2, 2)] * 2, dimension_numbers=dims, feature_group_count=3
+        )
+
+    (eqn,) = jax.make_jaxpr(convolve)(a, w).jaxpr.eqns
+    first, window = Window.of(eqn).met(0)
+    assert range(first, first + window.kernel[0]) == taps
+    assert_the_same(eqn, convolve, a, w)
+    program = jax.jit(lambda a: bind_on_cpu(eqn, [a, w])[0]).lower(a).as_text()
+    assert program.count("stablehlo.multiply") == len(taps) ** 2
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_gathered_patches(rank, groups):
