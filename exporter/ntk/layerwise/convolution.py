@@ -110,6 +110,12 @@ class Window:
         )
 
     @property
+    def pointwise(self) -> bool:
+        """Whether every output is of the data at its own position alone."""
+        ones = {*self.kernel, *self.strides, *self.stretches} <= {1}
+        return ones and not any(map(any, self.padding))
+
+    @property
     def transposed(self) -> Window:
         """The window that, with the kernel's taps in reverse, maps derivatives of outputs to those of the data."""
         padding = []
@@ -249,7 +255,8 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     That is its own convolution with channels last, derivative included: XLA reorders the axes of others only outside
     loops, and within them takes scalar loops. Where that is slow too it is a sum over the kernel's taps, which XLA
     fuses, and whose derivative is such a sum, not the sum of padded pieces that differentiating it would give. The
-    kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites.
+    kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites. Of one tap
+    it is a product of matrices, for whose derivative XLA need not transpose the kernel.
     """
     dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     rank = len(dn.lhs_spec) - 2
@@ -270,7 +277,12 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
 
     convolve.defvjp(lambda a, w: (convolve(a, w), w), backward)
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
-    y = convolve(a, jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])))
+    if window.pointwise and groups == 1:
+        w = lax.squeeze(values[1], dn.rhs_spec[2:])
+        columns = int(dn.rhs_spec[1] > dn.rhs_spec[0])
+        y = lax.dot_general(a, w, (((a.ndim - 1,), (columns,)), ((), ())), **options)
+    else:
+        y = convolve(a, jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])))
     axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
     return [jnp.transpose(y, [axes.index(axis) for axis in range(len(axes))])]
 

@@ -393,7 +393,7 @@ class TestExport:
         assert code == 0
         assert written.count(HIDE) == written.count(SHOW) == 7
         plain = re.sub(ESCAPE, "", written)
-        for counted in (r"lower .*programs", r"verify .*of \d+ calls"):
+        for counted in (r"lower .*functions", r"verify .*of \d+ calls"):
             assert re.search(rf"{counted}.* ━.* s left", plain), counted
         *_, bundle, path, end = re.sub(r".*\r\x1b\[1A\x1b\[2K|\r$", "", written, flags=re.MULTILINE).split("\n")
         assert re.search(r"\x1b\[1;32mbundle", bundle)

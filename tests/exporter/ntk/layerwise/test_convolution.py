@@ -128,6 +128,23 @@ def test_three_axes_by_convolutions_of_two():
     assert re.findall(r"dim_numbers = \[([^\]]*)\]x", text) == ["b, 0, 1, f"] * 3
 
 
+@pytest.mark.parametrize("names", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NHWC"), ("NHWC", "OHWI", "NCHW")])
+def test_one_tap_is_a_product_of_matrices(names):
+    rng = np.random.default_rng(0)
+    sizes = {"N": 2, "H": 4, "W": 5, "C": 3} | {"O": 6, "I": 3}
+    a = rng.normal(size=[sizes[axis] for axis in names[0]])
+    w = rng.normal(size=[{**sizes, "H": 1, "W": 1}[axis] for axis in names[1]])
+
+    def convolve(a, w):
+        return lax.conv_general_dilated(a, w, (1, 1), "VALID", dimension_numbers=names, precision="highest")
+
+    (eqn,) = jax.make_jaxpr(convolve)(a, w).jaxpr.eqns
+    assert_the_same(eqn, convolve, a, w)
+    program = jax.jit(jax.grad(lambda a: jnp.sum(bind_on_cpu(eqn, [a, w])[0] ** 2))).lower(a).as_text()
+    assert program.count("stablehlo.dot_general") == 2
+    assert "stablehlo.convolution" not in program
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "taps"), [(1, 1, range(2, 3)), (2, 1, range(1, 4)), (2, 2, range(2, 4)), (5, 1, range(5))]
 )
