@@ -78,13 +78,14 @@ def functions_by_blocks(
 
     def projected_of_inputs() -> serve_graph.Rowwise:
         assert projected is not None
+        most = schedule.projected[-1] if schedule.projected_at_once else None
 
         def features(variables: Any, x: Any) -> Any:
             trainable, frozen = of_model.unpack(variables)
-            return projected(trainable, frozen, x, schedule.projected[-1])
+            return projected(trainable, frozen, x, most)
 
         row = jax.ShapeDtypeStruct((1, *projected.shape), projected.dtype)
-        project = program(features, of_model.specs, x, results=row, rowwise=True)
+        project = program(features, of_model.specs, x, results=row, rowwise=schedule.projected_at_once)
         return serve_graph.Rowwise(
             schedule.projected, lambda variables, x: project(variables, tuple(x)), project.results(1)
         )

@@ -103,7 +103,7 @@ def choose(plan: Plan, note: Note = silent) -> Choice:
 
 
 def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
-    """The choice with `ntk_features`, in blocks of one example and of as many as fit caches and half of the budget.
+    """The choice with `ntk_features`, in blocks of one example and of the largest number that fits half of the budget.
 
     Of the Jacobian there is never more than one site's, so mostly that is the largest block of features. One in between
     would be no faster for each example, and takes longest of all programs to compile.
@@ -120,10 +120,13 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
             "fewer, or take ntk_features off export.signatures."
         )
     assert choice.schedule is not None
-    fitting = projected.examples_in_cache(choice.schedule.blocks.sizes[-1])
-    while fitting > 1 and projected.bytes_at_work(fitting) > memory:
-        fitting //= 2
-    schedule = dataclasses.replace(choice.schedule, projected=tuple(sorted({1, 2 ** (fitting.bit_length() - 1)})))
+    sizes = choice.schedule.blocks.sizes
+    fitting = max((n for n in sizes if projected.bytes_at_work(n) <= memory), default=1)
+    schedule = dataclasses.replace(
+        choice.schedule,
+        projected=tuple(sorted({1, fitting})),
+        projected_at_once=projected.of_any_number(fitting),
+    )
     return dataclasses.replace(choice, schedule=schedule, projected=projected)
 
 

@@ -53,6 +53,7 @@ class Schedule:
       larger: the same for requests too large for these, always by tiles; None if that would not be better.
       most: examples of the smaller side of requests that are not too large, if there is a larger one.
       projected: sizes of the programs of `ntk_features`, some of those of `blocks`.
+      projected_at_once: whether these are traced once for all numbers of examples.
       frozen: sizes of the programs of the model's frozen part, some of those of `blocks`.
     """
 
@@ -61,6 +62,7 @@ class Schedule:
     larger: Schedule | None = None
     most: int = 0
     projected: tuple[int, ...] = ()
+    projected_at_once: bool = False
     frozen: tuple[int, ...] = ()
 
     def sizes(self, signature: str) -> tuple[int, ...]:
@@ -123,10 +125,13 @@ def count_programs(signatures: Sequence[str], schedule: Schedule | None) -> int 
 
 
 def count_traces(signatures: Sequence[str], schedule: Schedule) -> int:
-    """How often JAX traces these programs: contractions for each of their sizes, others once for all."""
+    """How often JAX traces these programs: contractions for each of their sizes, most others once for all."""
     kinds = {kind for name in signatures for kind in _programs(name)}
-    contracted = len(schedule.blocks.contracted) + (2 if schedule.larger else 0) if "contract" in kinds else 0
-    return len(kinds - {"contract"}) + contracted
+    of_kinds = {
+        "contract": len(schedule.blocks.contracted) + (2 if schedule.larger else 0),
+        "projection": 1 if schedule.projected_at_once else len(schedule.projected),
+    }
+    return sum(of_kinds.get(kind, 1) for kind in kinds)
 
 
 def _programs(signature: str) -> tuple[str, ...]:

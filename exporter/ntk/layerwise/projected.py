@@ -56,9 +56,9 @@ class ProjectedFeatures:
     def _any(self) -> Projection:
         return next(iter(self._projections.values()))
 
-    def examples_in_cache(self, examples: int) -> int:
-        """Of how many examples, at most so many, derivatives stay in a CPU's caches, if this is for CPUs."""
-        return min(projection.examples_in_cache(examples) for projection in self._projections.values())
+    def of_any_number(self, most: int) -> bool:
+        """Whether a program for any number of examples, up to so many, is as fast as one for a known number."""
+        return all(projection.of_any_number(most, self._memory) for projection in self._projections.values())
 
     def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int | None = None) -> Array:
         """The features of examples x, of which there are at most so many if their number is symbolic."""

@@ -106,7 +106,7 @@ class Projection:
             return self._compute(trainable, frozen, x, memory, most)
         if n == 0:
             return jnp.zeros((0, *self.shape), self.dtype)
-        part = _divisor(n, self.examples_in_cache(n))
+        part = self._examples_in_cache(n)
         return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory, part), part, *x)
 
     def _compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int, most: int) -> Array:
@@ -183,27 +183,33 @@ class Projection:
             own = {k: derivatives[k] for k in sites if axes[k] == 0}
             common = {k: derivatives[k] for k in sites if axes[k] is None}
 
-            together = self._together(most, r, segment)
-            count = r * (most if together else 1)
+            part = self._examples_at_once(most, r, segment, known=isinstance(n, int))
 
             def add(
-                buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common, count: int = count
+                buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common, part: int = part
             ) -> Array:
-                accumulator = Accumulator(buffers, drawn, count=count, at_once=self._cache is None)
+                accumulator = Accumulator(buffers, drawn, count=r * part, at_once=self._cache is None)
                 for component in segment:
                     self._add(accumulator, component, variables, data, own, common)
                 return accumulator.total()
 
-            buffers = _by_parts(add, n if together else 1, buffers, data, own)
+            buffers = _by_parts(add, n if part == most else part, buffers, data, own)
         return buffers
 
-    def examples_in_cache(self, examples: int) -> int:
-        """Of how many examples, at most so many, the derivatives of all outputs fit a CPU's cache, or one."""
+    def of_any_number(self, most: int, memory: int) -> bool:
+        """Whether any number of examples, up to so many, may be computed together: in caches, or so many bytes."""
+        if self._cache is not None:
+            return self._examples_in_cache(most) == most
+        largest = max(map(math.prod, self._shapes), default=0)
+        return self.dtype.itemsize * math.prod(self._output_shape) * most * largest <= memory
+
+    def _examples_in_cache(self, examples: int) -> int:
+        """Of how many examples, a divisor of their number, the derivatives of all outputs fit a CPU's cache, or one."""
         if self._cache is None:
             return examples
         derivative = max((math.prod(site.steps + site.perturbed) for site in self._features.sites), default=0)
         of_example = self.dtype.itemsize * math.prod(self._output_shape) * derivative
-        return min(examples, max(1, self._cache // max(1, of_example)))
+        return _divisor(examples, self._cache // max(1, of_example))
 
     def _segments(self, examples: int, outputs: int) -> Iterator[list[Component]]:
         """The components, from the last to the first, in groups whose derivatives are not large together."""
@@ -220,11 +226,17 @@ class Projection:
         if segment:
             yield segment
 
-    def _together(self, examples: int, outputs: int, segment: Sequence[Component]) -> bool:
-        """Whether the Jacobians of some sites are made of all examples together, or else of one at a time."""
+    def _examples_at_once(self, examples: int, outputs: int, segment: Sequence[Component], *, known: bool) -> int:
+        """Of how many examples the Jacobians of some sites are made at a time: a divisor of their number.
+
+        If that is not known, but at most so many, of all or of one.
+        """
         largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
         of_example = self.dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
-        return examples * of_example <= (TOGETHER if self._cache is None else IN_CACHE)
+        at_once = (TOGETHER if self._cache is None else IN_CACHE) // of_example
+        if known:
+            return _divisor(examples, at_once)
+        return examples if self._cache is None or at_once >= examples else 1
 
     def _add(
         self, total: Accumulator, component: Component, variables: list[Array], data: Any, own: Any, common: Any
