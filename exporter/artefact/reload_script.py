@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent import futures
+from typing import Any
 
 gc.disable()  # modules and graphs stay until the end, and looking for garbage among them takes a tenth of the time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -62,8 +63,8 @@ def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str)
     np.savez(outputs_path, seconds=np.frombuffer(json.dumps(seconds).encode(), np.uint8), **results)
 
 
-def _signature(model: object, name: str, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-    (value,) = model.signatures[name](**inputs).values()  # type: ignore[attr-defined]
+def _signature(model: Any, name: str, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    (value,) = model.signatures[name](**inputs).values()
     return value
 
 

@@ -165,4 +165,4 @@ def _import_tensorflow(verbose: bool) -> None:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # The export computes nothing that needs an accelerator.
     with contextlib.nullcontext() if verbose else silent_stderr():
-        import tensorflow  # noqa: F401
+        import tensorflow  # noqa: F401  # quietly, before all that need it

@@ -53,7 +53,7 @@ def functions_by_blocks(
         Packing(variables, batch_axes=0) for variables in ((model.trainable, model.frozen), parts.variable_specs)
     )
     x = tuple(jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for spec in model.inputs)
-    sizes, passes, overhead = schedule.blocks.sizes, parts.passes, schedule.blocks.overhead
+    sizes, passes = schedule.blocks.sizes, parts.passes
     kernel, features, packed = _kernel(schedule, of_kernel, schedule.blocks.contracted, program, x, swap)
     diagonal = program(packed.diagonal, of_kernel.specs, packed.specs, rowwise=True)
     replace = _replacement(parts, model, program)
@@ -71,9 +71,9 @@ def functions_by_blocks(
         zero = tf.zeros([x[0].shape[0], *diagonal.results(1).shape[1:]], diagonal.results(1).dtype)
         return serve_graph.sum_over_passes(passes, of_pass, variables, zero)
 
-    diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1), overhead=overhead)
+    diagonals = serve_graph.Rowwise(sizes, diagonal_of_inputs, diagonal.results(1), overhead=parts.overhead)
     forwards = serve_graph.Rowwise(
-        sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1), overhead=overhead
+        sizes, lambda variables, x: forward(variables, tuple(x)), forward.results(1), overhead=parts.overhead
     )
 
     def projected_of_inputs() -> serve_graph.Rowwise:
@@ -179,7 +179,7 @@ def _kernel(
     more = schedule.larger
     larger = None if more is None else _kernel(more, packing, (more.blocks.tile,), program, x, swap)[0]
     kernel = serve_graph.Kernel(
-        serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1), overhead=schedule.blocks.overhead),
+        serve_graph.Rowwise(schedule.blocks.sizes, features, made.results(1), overhead=schedule.parts.overhead),
         lambda variables, *sides: contract(_without_pass(variables, passes), *sides),
         sizes=contracted,
         resident=schedule.blocks.resident,

@@ -76,6 +76,10 @@ class KernelParts(Protocol):
     replaced: tuple[str, ...]
     variable_specs: tuple[Mapping[str, Any], Mapping[str, Any]]
 
+    @property
+    def overhead(self) -> float:
+        """How many examples' work takes as long as a program takes without any."""
+
     def replace(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """What features take in the place of the `replaced` variables, of these."""
 
@@ -94,6 +98,7 @@ class Undivided:
 
     passes = 1
     replaced: tuple[str, ...] = ()
+    overhead = 0.0
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from exporter.progress import Note, silent
 
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
 FEWER_EXAMPLES = (16, 4)  # of a side, for which forms of features are chosen where more do not fit
-SMALLER_BLOCK = 16  # of undivided kernels
+SMALLER_BLOCK = 16  # of undivided kernels, and of deep models
 MOST_FROZEN = 8  # examples of a block of a frozen part: more do not make large models faster
 MORE_PASSES = (2, 3, 5)  # times as many, each with a forward pass more, for requests whose features do not fit
 WORTH = 1.2  # times as fast should these requests be, for two programs more
@@ -174,7 +174,7 @@ def _divided(plan: Plan, note: Note) -> Choice | None:
     while block > 1 and work(block) + 2 * block * per_example > budget / 2:
         block //= 2
     sizes = tuple(sorted({1, block})) if parts.deep else _sizes(block)
-    blocks, work_bytes = _tiles(sizes, per_example, work(block), pairs, budget, parts.overhead)
+    blocks, work_bytes = _tiles(sizes, per_example, work(block), pairs, budget)
     if blocks.resident < 1:
         return None
 
@@ -182,7 +182,7 @@ def _divided(plan: Plan, note: Note) -> Choice | None:
 
     def in_passes(passes: int) -> tuple[LayerwiseParts, Blocks]:
         more = plan.layerwise_parts(max(examples, larger_block), passes)
-        return more, _tiles((larger_block,), more.features_bytes, work(block), pairs, budget, more.overhead)[0]
+        return more, _tiles((larger_block,), more.features_bytes, work(block), pairs, budget)[0]
 
     large = [times * blocks.resident_examples for times in (2, 4, 8)]
 
@@ -211,7 +211,7 @@ def _passes_for(parts: LayerwiseParts, blocks: Blocks, n: int) -> float:
 
 
 def _tiles(
-    sizes: tuple[int, ...], per_example: int, block_work: int, pairs_bytes: int, budget: float, overhead: float
+    sizes: tuple[int, ...], per_example: int, block_work: int, pairs_bytes: int, budget: float
 ) -> tuple[Blocks, int]:
     """Blocks in the largest tiles that leave 7 of 8 examples resident, and the bytes of work besides these.
 
@@ -221,7 +221,6 @@ def _tiles(
       block_work: bytes of work with a block of the largest size, its own features included.
       pairs_bytes: those of a contraction of four by four examples, besides the features.
       budget: for everything.
-      overhead: of a program, in examples.
     """
 
     def of(joined: int) -> tuple[Blocks, int]:
@@ -230,7 +229,7 @@ def _tiles(
         if joined > 1:
             made = (joined - 1) * sizes[-1] * per_example + block_work
             work = int(max(made, 2 * tile * per_example, tile * per_example + pairs_bytes * (tile / 4) ** 2))
-        return Blocks(sizes, int((budget - work) // (tile * per_example)), joined, overhead), work
+        return Blocks(sizes, int((budget - work) // (tile * per_example)), joined), work
 
     single = of(1)
     for joined in (4, 2):

@@ -19,13 +19,11 @@ class Blocks:
       sizes: examples of a side of a program, smallest first.
       resident: how many tiles' features may be in memory besides those at work.
       joined: how many blocks of the largest size make a tile, whose features are contracted at once.
-      overhead: how many examples' work takes as long as a program takes without any.
     """
 
     sizes: tuple[int, ...]
     resident: int
     joined: int = 1
-    overhead: float = 0.0
 
     @property
     def contracted(self) -> tuple[int, ...]:

@@ -279,8 +279,8 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
     if window.pointwise and groups == 1:
         w = lax.squeeze(values[1], dn.rhs_spec[2:])
-        columns = int(dn.rhs_spec[1] > dn.rhs_spec[0])
-        y = lax.dot_general(a, w, (((a.ndim - 1,), (columns,)), ((), ())), **options)
+        channels = int(dn.rhs_spec[1] > dn.rhs_spec[0])  # which of the two axes left they are
+        y = lax.dot_general(a, w, (((a.ndim - 1,), (channels,)), ((), ())), **options)
     else:
         y = convolve(a, jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])))
     axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -122,6 +121,8 @@ class ExampleFeatures:
         self.sites = self.trace.sites
         self.shapes = [site_jacobians.factor_shape(site) for site in self.sites]
         self.components = tuple(self._components(counts))
+        # Traced once, whatever asks for it and in whichever forms features are.
+        self._differentiate_once = jax.jit(self._differentiate, inline=True)
 
     def fitted(self, counts: tuple[int, int]) -> ExampleFeatures:
         """The same in the forms best for so many examples a side."""
@@ -217,25 +218,20 @@ class ExampleFeatures:
         """The function of one example to data and derivatives (R, ...) at the sites, of cotangents (D, C, K, *S)."""
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
         basis = basis.reshape(-1, *self._shape)
-        return lambda example: self._differentiate(variables, basis, example)
+        return lambda example: self._differentiate_once(variables, basis, example)
 
-    @functools.cached_property
-    def _differentiate(self) -> Callable[[list[Array], Array, tuple[Array, ...]], tuple[list[Any], list[Array]]]:
-        """The same of variables, cotangents (R, *output) and an example, traced once whatever asks for it."""
+    def _differentiate(
+        self, variables: list[Array], basis: Array, example: tuple[Array, ...]
+    ) -> tuple[list[Any], list[Array]]:
+        """The same of variables, cotangents (R, *output) and an example."""
+        zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
 
-        def differentiate(
-            variables: list[Array], basis: Array, example: tuple[Array, ...]
-        ) -> tuple[list[Any], list[Array]]:
-            zeros = [jnp.zeros(site.steps + site.perturbed, site.dtype) for site in self.sites]
+        def perturbed(zeros: list[Array]) -> tuple[Array, list[Array]]:
+            (output,), saved = self.trace.evaluate([*variables, *map(self._batch, example)], zeros)
+            return output, saved
 
-            def perturbed(zeros: list[Array]) -> tuple[Array, list[Array]]:
-                (output,), saved = self.trace.evaluate([*variables, *map(self._batch, example)], zeros)
-                return output, saved
-
-            _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
-            return saved, jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
-
-        return jax.jit(differentiate, inline=True)
+        _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
+        return saved, jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
 
     def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
