@@ -26,6 +26,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Va
 # StableHLO, read and written in an older version than JAX writes.
 from jax.extend.mlir import deserialize_portable_artifact, serialize_portable_artifact
 
+# What a primitive is given: how it is vectorized and lowered.
+from jax.interpreters import batching, mlir
+
 # Where MLIR lives while it is read.
 from jax.interpreters.mlir import make_ir_context
 
@@ -40,12 +43,14 @@ __all__ = [
     "Primitive",
     "Tracer",
     "Var",
+    "batching",
     "bind",
     "dce_jaxpr",
     "dce_jaxpr_consts",
     "enable_x64",
     "eval_context",
     "jaxpr_as_fun",
+    "mlir",
     "set_xla_metadata",
     "shaped_abstractify",
     "stablehlo_in_version",

@@ -27,8 +27,10 @@ from exporter.progress import Note, silent
 LARGEST_TILE = 256  # contracted at once: products of larger matrices are not faster
 FEWER_EXAMPLES = (16, 4)  # of a side, for which forms of features are chosen where more do not fit
 SMALLER_BLOCK = 16  # of undivided kernels, and of deep models
+DEEP_PROJECTED = 4  # examples of a block of `ntk_features` of deep models
 MOST_FROZEN = 8  # examples of a block of a frozen part: more do not make large models faster
 MORE_PASSES = (2, 3, 5)  # times as many, each with a forward pass more, for requests whose features do not fit
+PART = 3  # passes backwards: of a ResNet-50 1.6 to make features, and 0.2 to 0.4 for each pair's contraction
 WORTH = 1.2  # times as fast should these requests be, for two programs more
 LARGER_BLOCKS = 2  # times as large are blocks then
 SHARE = 0.8  # of the memory budget is planned with: TF and the allocator need some too
@@ -106,11 +108,18 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
     """The choice with `ntk_features`, in blocks of one example and of the largest number that fits half of the budget.
 
     Of the Jacobian there is never more than one site's, so mostly that is the largest block of features. One in between
-    would be no faster for each example, and takes longest of all programs to compile.
+    would be no faster for each example, and takes longest of all programs to compile. Deep models, of which it takes
+    longest, have a single small one: of a MobileNetV3Small for images of 32×32 blocks of 4 examples take 23 ms, which
+    is 6 ms for each, where a block of 1 takes 12 ms and one of 16 takes 5 ms for each.
     """
     memory = int(SHARE * plan.export.memory_budget / 2)
-    lowered = plan.all_outputs.lowered
-    projected = ProjectedFeatures(lowered, sketch, trace_axes=plan.ntk.trace_axes, memory=memory)
+    projected = ProjectedFeatures(
+        plan.all_outputs.traced,
+        sketch,
+        trace_axes=plan.ntk.trace_axes,
+        memory=memory,
+        platforms=plan.export.platforms,
+    )
     needed = projected.bytes_at_work(1)
     if needed > plan.export.memory_budget:
         raise ExportError(
@@ -122,11 +131,9 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
     assert choice.schedule is not None
     sizes = choice.schedule.blocks.sizes
     fitting = max((n for n in sizes if projected.bytes_at_work(n) <= memory), default=1)
-    schedule = dataclasses.replace(
-        choice.schedule,
-        projected=tuple(sorted({1, fitting})),
-        projected_at_once=projected.of_any_number(fitting),
-    )
+    sizes = (min(fitting, DEEP_PROJECTED),) if plan.all_outputs.deep else tuple(sorted({1, fitting}))
+    at_once = projected.of_any_number(sizes[-1])
+    schedule = dataclasses.replace(choice.schedule, projected=sizes, projected_at_once=at_once)
     return dataclasses.replace(choice, schedule=schedule, projected=projected)
 
 
@@ -157,7 +164,7 @@ def _divided(plan: Plan, note: Note) -> Choice | None:
         return size
 
     def bytes_of_features(n: int) -> int:
-        return bytes_of(parts.features_here, *variables, plan.examples(n))
+        return bytes_of(parts.features, *variables, plan.examples(n))
 
     pairs = bytes_of(parts.contract, *variables, parts.specs(4), parts.specs(4))
     more_each = one = bytes_of_features(1)
@@ -201,13 +208,14 @@ def _divided(plan: Plan, note: Note) -> Choice | None:
 
 
 def _passes_for(parts: LayerwiseParts, blocks: Blocks, n: int) -> float:
-    """Passes through the model, forwards and backwards, that a symmetric request of n examples takes for each of them.
+    """Passes backwards that take as long, for each example, as a symmetric request of n examples.
 
-    Features take one backwards for each output, and one forwards for each part of the outputs. If not all fit, they are
-    made for each part of the examples that does, of these and of those after them.
+    Features take one for each output; and for each part of the outputs as long as `PART` of them, forwards, to make
+    patches of data, and to contract these. If not all fit, they are made for each part of the examples that does, of
+    these and of those after them.
     """
     most = max(blocks.resident_examples, 1)
-    return (parts.passes + parts.outputs) * max(1.0, 0.5 + n / (2 * most))
+    return (PART * parts.passes + parts.outputs) * max(1.0, 0.5 + n / (2 * most))
 
 
 def _tiles(

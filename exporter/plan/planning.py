@@ -21,7 +21,7 @@ from exporter.load.examples import read_examples
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.kernel import KernelFn, kernel_fn, swap_permutation
 from exporter.ntk.layerwise.engine import LayerwiseParts
-from exporter.ntk.layerwise.lowering import as_on_cpu
+from exporter.ntk.layerwise.lowering import as_on_platforms
 from exporter.ntk.precision import in_float64
 from exporter.ntk.sampled_traces import sampled_outputs
 from exporter.plan.limits import check_pair
@@ -335,7 +335,7 @@ def _check_on_examples(model: FunctionalModel, vmap_axes: Any, rtol: float) -> N
     rtol = max(rtol, _FAITHFUL, 0.0 if model.half is None else _HALF_ROUNDINGS * float(jnp.finfo(model.half).eps))
     first, mixed = _two_batches(model)
     batches = map(model.behind_front, (first, mixed))
-    apply = jax.jit(as_on_cpu(model.apply_fn))
+    apply = jax.jit(as_on_platforms(model.apply_fn, [jax.default_backend()]))
     outputs, among = (np.asarray(apply(model.trainable, model.frozen, x), np.float64) for x in batches)
     original = np.asarray(model.original(first), np.float64)
     if model.half is not None:  # where it overflows, there is nothing to compare with

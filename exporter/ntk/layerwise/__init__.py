@@ -23,8 +23,8 @@ projected       the other use of all this: a random projection of each example's
 hoisting        what does not depend on the outputs at hand, computed once for all of them
 costs           what each site costs, by count
 
-lowering        what XLA does badly and the engine does for it, by platform; both platforms' programs are in an
-                artefact, and each compiles its own
+lowering        what XLA does badly and the engine does for it, by platform; an artefact's programs are traced once for
+                all platforms, and each compiles its own operations (`platforms`)
 convolution     channels last (XLA reorders others only outside loops); sums over taps where XLA's own are slow,
                 those of three axes as sums of two's; strides phase by phase, without zeros between the data;
                 patches by one gather, which compiles faster than a slice for each tap, positions last in memory

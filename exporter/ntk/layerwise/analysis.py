@@ -18,7 +18,7 @@ from jax import lax
 from exporter.compat.jax_names import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import linear, rules, uses
-from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, materialized, opaque_true
+from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, opaque_true
 from exporter.ntk.layerwise.sites import Param, Rule, Site
 
 
@@ -42,7 +42,7 @@ class Trace:
       jaxpr: that.
       sites: where the parameters meet data, in the order of evaluation.
       kept: variables whose derivatives are in memory whatever uses them (see `uses.kept_derivatives`).
-      materialized: others whose derivatives must be put there (see `lowering.materialized`).
+      materialized: others whose derivatives must be put there (see `Lowering.materialized`).
     """
 
     def __init__(self, closed: ClosedJaxpr, sorts: Sequence[Sort | None], lowering: Lowering = DEFAULT) -> None:
@@ -84,7 +84,7 @@ class Trace:
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""
-        true = opaque_true(args[0]) if self._lowering.materializes else None
+        true = None if self._lowering.materialized is None else opaque_true(args[0])
         walk = _Walk(self._lowering, iter(zeros), true, materialized=self.materialized)
         return [value for value, _ in self._run(walk, args)], walk.saved
 
@@ -172,8 +172,10 @@ class _Walk:
 
     def _keep(self, value: Any) -> Any:
         """The value, with its derivative kept in memory where the platform wants that."""
-        floating = self._true is not None and jax.numpy.issubdtype(value.dtype, jax.numpy.floating)
-        return materialized(value, self._true) if floating else value
+        keep = self._lowering.materialized
+        if keep is None or self._true is None or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+            return value
+        return keep(value, self._true)
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
         """The equation with zeros added to its output if a rule knows its one parameter, else to all its parameters."""

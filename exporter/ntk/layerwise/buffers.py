@@ -45,8 +45,8 @@ class Accumulator:
 
     def __init__(self, buffers: Array, drawn: Drawn, *, count: int, at_once: bool) -> None:
         """Takes buffers (n, R, 2 D); rows are moved `at_once`, as GPUs do fastest, or one after the other."""
-        self.count = count
-        self._buffers, self._drawn, self._at_once = buffers, drawn, at_once
+        self.count, self.at_once = count, at_once
+        self._buffers, self._drawn = buffers, drawn
         self._waiting: list[tuple[int, Array]] = []
 
     def add_entries(self, first: int, jacobian: Array) -> None:
@@ -55,7 +55,7 @@ class Accumulator:
         entries = jacobian.reshape(*self._buffers.shape[:2], -1)
         full = entries.shape[-1] // d
         if full > FEW_ROWS:
-            self._buffers = _add_rows(self._buffers, first, entries, self._drawn, at_once=self._at_once)
+            self._buffers = _add_rows(self._buffers, first, entries, self._drawn, at_once=self.at_once)
         else:
             full = 0
         for k in range(full, -(-entries.shape[-1] // d)):

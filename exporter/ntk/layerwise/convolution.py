@@ -17,6 +17,11 @@ from exporter.ntk.equations import aval, bind
 
 Array = Any
 
+# convolve(window, groups, data, kernel, options), see `by_xla`.
+Convolve = Callable[["Window", int, Array, Array, Mapping[str, Any]], Array]
+# make(window, groups, data): patches, see `sliced`.
+Patches = Callable[["Window", int, Array], Array]
+
 # XLA:CPU's convolution of few positions (8×8 and fewer) is slower than a sum of matrix products, one for each tap; and
 # where the kernel is larger than its input it takes scalar loops, 200 times slower (measured with the XLA of TF 2.21).
 FEW_POSITIONS = 64
@@ -162,22 +167,28 @@ def _replaced(values: tuple[Any, ...], axis: int, value: Any) -> tuple[Any, ...]
     return (*values[:axis], value, *values[axis + 1 :])
 
 
-def patches(eqn: JaxprEqn, a: Array) -> Array:
+def patches(make: Patches, eqn: JaxprEqn, a: Array) -> Array:
     """The data under each output position: (groups, batch and positions, taps and channels of the group).
 
     Taps are in row-major order, and vary more slowly than channels.
     """
     dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    a = jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
     window = Window.of(eqn)
+    return sliced(window, groups, a) if math.prod(window.kernel) == 1 else make(window, groups, a)
+
+
+def sliced(window: Window, groups: int, a: Array) -> Array:
+    """Those of data (batch, *inputs, channels), by a slice for each tap."""
     rank = len(window.inputs)
     if groups == 1:
-        a = window.pad(jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])), 1)
+        a = window.pad(a, 1)
         for axis, size in enumerate(window.kernel):  # one axis after the other: fewer slices than taps
             taps = [window.under_tap(a, axis, 1, k) for k in range(size)]
             a = jnp.stack(taps, 1 + rank + axis)
         return a.reshape(1, math.prod(a.shape[: 1 + rank]), -1)
     # Groups are the batch of a matrix product, which wants them first and the positions, which it sums over, last.
-    a = window.pad(jnp.transpose(a, (dn.lhs_spec[1], dn.lhs_spec[0], *dn.lhs_spec[2:])), 2)
+    a = window.pad(jnp.moveaxis(a, -1, 0), 2)
     for axis, size in enumerate(window.kernel):
         taps = [window.under_tap(a, axis, 2 + axis, k) for k in range(size)]
         a = jnp.stack(taps, 1 + axis)
@@ -185,20 +196,11 @@ def patches(eqn: JaxprEqn, a: Array) -> Array:
     return jnp.transpose(a, (0, 3, 2, 1)).reshape(groups, a.shape[3], -1)
 
 
-def patches_on_cpu(eqn: JaxprEqn, a: Array) -> Array:
-    """The same by one gather where there is more than one tap: XLA:CPU compiles a loop for each slice.
+def gathered(window: Window, groups: int, a: Array) -> Array:
+    """The same by one gather: XLA:CPU compiles a loop for each slice.
 
     In memory positions come last, as that loop then runs along them; along taps and channels it divides for each entry.
     """
-    dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
-    window = Window.of(eqn)
-    if math.prod(window.kernel) == 1:
-        return patches(eqn, a)
-    return _gathered(window, groups, jnp.transpose(a, (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])))
-
-
-def _gathered(window: Window, groups: int, a: Array) -> Array:
-    """Those of data (batch, *inputs, channels)."""
     a = window.pad(a, 1)
     places = window.under_taps(a.shape[1:-1])
     batch, channels = a.shape[0], a.shape[-1]
@@ -249,14 +251,13 @@ def fold(eqn: JaxprEqn, a: Array, products: Array) -> tuple[Array, Array]:
     return jnp.swapaxes(a.reshape(size, groups, -1), 0, 1), products.reshape(*lead, size, size)
 
 
-def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
-    """The outputs of a `conv_general_dilated` equation, in a form that XLA is fast at on CPUs.
+def bind_channels_last(convolve: Convolve, eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
+    """The outputs of a `conv_general_dilated` equation, by a convolution with channels last, derivative included.
 
-    That is its own convolution with channels last, derivative included: XLA reorders the axes of others only outside
-    loops, and within them takes scalar loops. Where that is slow too it is a sum over the kernel's taps, which XLA
-    fuses, and whose derivative is such a sum, not the sum of padded pieces that differentiating it would give. The
-    kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites. Of one tap
-    it is a product of matrices, for whose derivative XLA need not transpose the kernel.
+    XLA:CPU reorders the axes of others only outside loops, and within them takes scalar loops. The derivative is a
+    convolution too, of which `convolve` has a good form, not what differentiating its form would give. The kernel's
+    derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites. Of one tap it is a
+    product of matrices, for whose derivative XLA need not transpose the kernel.
     """
     dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     rank = len(dn.lhs_spec) - 2
@@ -266,39 +267,56 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     options = {key: eqn.params[key] for key in ("precision", "preferred_element_type")}
 
     @jax.custom_vjp
-    def convolve(a: Array, w: Array) -> Array:
-        return _convolution(window, groups, a, w, options)
+    def differentiable(a: Array, w: Array) -> Array:
+        return convolve(window, groups, a, w, options)
 
     def backward(w: Array, d: Array) -> tuple[Array, Array]:
         # (*kernel, channels of a group, groups, features) to (*kernel, features, groups, channels), the taps in reverse
         w_t = jnp.swapaxes(w.reshape(*w.shape[:-1], groups, -1), -1, -3)
         w_t = jnp.flip(w_t.reshape(*w_t.shape[:-2], -1), range(rank)).astype(d.dtype)
-        return _convolution(window.transposed, groups, d, w_t, options).astype(dtype), jnp.zeros_like(w)
+        return convolve(window.transposed, groups, d, w_t, options).astype(dtype), jnp.zeros_like(w)
 
-    convolve.defvjp(lambda a, w: (convolve(a, w), w), backward)
+    differentiable.defvjp(lambda a, w: (differentiable(a, w), w), backward)
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
     if window.pointwise and groups == 1:
         w = lax.squeeze(values[1], dn.rhs_spec[2:])
         channels = int(dn.rhs_spec[1] > dn.rhs_spec[0])  # which of the two axes left they are
         y = lax.dot_general(a, w, (((a.ndim - 1,), (channels,)), ((), ())), **options)
     else:
-        y = convolve(a, jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])))
+        y = differentiable(a, jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])))
     axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
     return [jnp.transpose(y, [axes.index(axis) for axis in range(len(axes))])]
 
 
-def _convolution(window: Window, groups: int, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
+def by_xla(window: Window, groups: int, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
     """(batch, *inputs, channels) and (*kernel, channels of a group, features) to (batch, *outputs, features)."""
+    rank = len(window.inputs)
+    last = (0, rank + 1, *range(1, rank + 1))
+    return lax.conv_general_dilated(
+        a,
+        w,
+        window.strides,
+        window.padding,
+        window.stretches,
+        window.dilations,
+        lax.ConvDimensionNumbers(last, (rank + 1, rank, *range(rank)), last),
+        feature_group_count=groups,
+        **options,
+    )
+
+
+def on_cpu(window: Window, groups: int, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
+    """The same, where XLA:CPU's is slow as a sum over the kernel's taps, which XLA fuses."""
     axis = next(filter(window.phased, range(len(window.inputs))), None)
     if axis is not None:
-        return _interleaved(window, axis, lambda phase, w: _convolution(phase, groups, a, w, options), w)
+        return _interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, a, w, options), w)
     for axis in range(len(window.inputs)):
         first, window = window.met(axis)
         w = lax.slice_in_dim(w, first, first + window.kernel[axis], 1, axis)
     if groups > 1:
         return _taps(window, groups, a, w)
     if math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1:
-        y = _gathered(window, 1, a)[0] @ w.reshape(-1, w.shape[-1])
+        y = gathered(window, 1, a)[0] @ w.reshape(-1, w.shape[-1])
         return y.reshape(a.shape[0], *window.outputs, -1)
     return _ungrouped(window, a, w, options)
 
@@ -317,17 +335,7 @@ def _ungrouped(window: Window, a: Array, w: Array, options: Mapping[str, Any]) -
             y = _ungrouped(rest, x.reshape(-1, *x.shape[2:]), w[tap], options)
             total = total + y.reshape(*x.shape[:2], *y.shape[1:])
         return total
-    last = (0, rank + 1, *range(1, rank + 1))
-    return lax.conv_general_dilated(
-        a,
-        w,
-        window.strides,
-        window.padding,
-        window.stretches,
-        window.dilations,
-        lax.ConvDimensionNumbers(last, (rank + 1, rank, *range(rank)), last),
-        **options,
-    )
+    return by_xla(window, 1, a, w, options)
 
 
 def _interleaved(window: Window, axis: int, convolve: Callable[[Window, Array], Array], w: Array) -> Array:

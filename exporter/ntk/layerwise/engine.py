@@ -15,7 +15,7 @@ from exporter.ntk.layerwise import contract
 from exporter.ntk.layerwise.costs import SiteCost, features_bytes, site_costs
 from exporter.ntk.layerwise.features import ApplyFn, ExampleFeatures, Features
 from exporter.ntk.layerwise.hoisting import independent_first
-from exporter.ntk.layerwise.lowering import Lowering, by_platform, of_platforms
+from exporter.ntk.layerwise.lowering import Lowering, by_platform, of_all, of_platforms
 
 Array = Any
 
@@ -32,7 +32,7 @@ class LayerwiseParts:
     Lowered for several platforms, each gets the convolutions that it is fast at.
 
     Attributes:
-      lowered: the traced model, for each way in which a platform computes it.
+      traced: the model.
       passes: the kernel is the sum of the contractions of so many passes' features, each of some of the outputs.
       replaced: paths of the variables in whose place features take those that `replace` makes of them.
       variable_specs: shapes and dtypes of the trainable and the frozen variables that features take, by path.
@@ -56,33 +56,31 @@ class LayerwiseParts:
         The arguments are those of `ExampleFeatures`, and the platforms that are lowered for, None for any.
         """
 
-        def lowered_by(how: Lowering) -> ExampleFeatures:
-            return ExampleFeatures(
-                apply_fn,
-                trainable,
-                frozen,
-                x,
-                counts=counts,
-                trace_axes=trace_axes,
-                diagonal_axes=diagonal_axes,
-                how=how,
-                narrow=narrow,
-            )
-
         x = tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in x)
         specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (trainable, frozen))
         self._arguments = (specs, x)
-        self._take({how: lowered_by(how) for how in of_platforms(platforms)}, 1)
-        narrowed = self._any.narrowed
+        traced = ExampleFeatures(
+            apply_fn,
+            trainable,
+            frozen,
+            x,
+            counts=counts,
+            trace_axes=trace_axes,
+            diagonal_axes=diagonal_axes,
+            how=of_all(platforms),
+            narrow=narrow,
+        )
+        self._take(traced, 1)
+        narrowed = traced.narrowed
         paths = [path for variables in specs for path in sorted(variables)]
         self.replaced: tuple[str, ...] = () if narrowed is None else tuple(paths[k] for k in narrowed.replaced)
         others = jax.eval_shape(self.replace, {**specs[0], **specs[1]}) if self.replaced else {}
         trainable, frozen = ({path: others.get(path, v) for path, v in part.items()} for part in specs)
         self.variable_specs: tuple[Mapping[str, Any], Mapping[str, Any]] = trainable, frozen
 
-    def _take(self, lowered: Mapping[Lowering, ExampleFeatures], passes: int) -> None:
-        self.lowered = lowered
-        axes = self._any.axes
+    def _take(self, traced: ExampleFeatures, passes: int) -> None:
+        self.traced = traced
+        axes = traced.axes
         self._outputs = -(-axes.traced // passes) if axes.diagonal == 1 else axes.traced
         self.passes = -(-axes.traced // self._outputs)
         self.__dict__.pop("_of_one", None)
@@ -93,7 +91,7 @@ class LayerwiseParts:
         There are fewer passes if there are not so many traced outputs, and one if there are diagonal ones.
         """
         parts = copy.copy(self)
-        parts._take({how: features.fitted(counts) for how, features in self.lowered.items()}, passes)
+        parts._take(self.traced.fitted(counts), passes)
         return parts
 
     def replace(self, variables: Mapping[str, Array]) -> dict[str, Array]:
@@ -101,7 +99,7 @@ class LayerwiseParts:
 
         Both sides of a kernel need the same: rounding may give another program another factor of W Wᵀ.
         """
-        narrowed = self._any.narrowed
+        narrowed = self.traced.narrowed
         assert narrowed is not None
         paths = [path for part in self._arguments[0] for path in sorted(part)]
         leaves = narrowed.variables([variables.get(path) for path in paths])
@@ -110,36 +108,31 @@ class LayerwiseParts:
     @property
     def outputs(self) -> int:
         """Of one example, all passes' together."""
-        return self._any.axes.count
-
-    @property
-    def _any(self) -> ExampleFeatures:
-        """The traced model, as one of the platforms computes it: shapes are the same."""
-        return next(iter(self.lowered.values()))
+        return self.traced.axes.count
 
     @property
     def bytes_at_work(self) -> int:
         """Of the derivatives and features of one example's outputs of a pass, counted from shapes."""
-        return self._outputs_of_pass * self._any.bytes_of_output
+        return self._outputs_of_pass * self.traced.bytes_of_output
 
     @property
     def features_bytes(self) -> int:
         """Of the features of one example in a pass, counted from shapes."""
-        return features_bytes(self._any, self._outputs_of_pass)
+        return features_bytes(self.traced, self._outputs_of_pass)
 
     @property
     def _outputs_of_pass(self) -> int:
-        return self._outputs * self._any.axes.diagonal * self._any.axes.kept
+        return self._outputs * self.traced.axes.diagonal * self.traced.axes.kept
 
     @property
     def fewest_bytes_at_work(self) -> int:
         """The same of as few outputs as a kernel can be computed of at a time."""
-        return self._any.axes.together * self._any.bytes_of_output
+        return self.traced.axes.together * self.traced.bytes_of_output
 
     @property
     def deep(self) -> bool:
         """Whether there are so many sites that programs take long to compile, and small blocks long to run."""
-        return len(self._any.sites) > MANY_SITES
+        return len(self.traced.sites) > MANY_SITES
 
     @property
     def overhead(self) -> float:
@@ -149,17 +142,11 @@ class LayerwiseParts:
 
     def costs(self) -> list[SiteCost]:
         """What each site costs, in one pass."""
-        return site_costs(self._any)
+        return site_costs(self.traced)
 
     def features(self, trainable: Any, frozen: Any, x: tuple[Array, ...], number: Any = 0) -> Features:
         """What pass `number` of the kernel needs to know of each example: a pytree of (n, ...)."""
-        basis = self._basis(number)
-        return by_platform(lambda how: self.lowered[how].compute(trainable, frozen, x, basis), self.lowered)
-
-    def features_here(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Features:
-        """The same of the first pass for this process's own platform, or another, alone: half the time to trace."""
-        (here,) = of_platforms([jax.default_backend()])
-        return self.lowered.get(here, self._any).compute(trainable, frozen, x, self._basis(0))
+        return self.traced.compute(trainable, frozen, x, self._basis(number))
 
     def specs(self, n: int) -> Features:
         """Shapes and dtypes of the features of n examples."""
@@ -168,18 +155,18 @@ class LayerwiseParts:
     @functools.cached_property
     def _of_one(self) -> Features:
         def compute(trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Features:
-            return self._any.compute(trainable, frozen, x, self._basis(0))
+            return self.traced.compute(trainable, frozen, x, self._basis(0))
 
         return jax.eval_shape(compute, *self.variable_specs, self._arguments[1])
 
     def _basis(self, number: Any) -> Array:
         """The cotangents of the outputs of a pass."""
         traced = None if self.passes == 1 else (number * self._outputs, self._outputs)
-        return self._any.axes.basis(self._any.dtype, traced=traced)
+        return self.traced.axes.basis(self.traced.dtype, traced=traced)
 
     def contract(self, trainable: Any, frozen: Any, features1: Features, features2: Features) -> Array:
         """The part (n1, n2, ...) of the kernel that is of a pass with these features; the variables are not used."""
-        axes = self._any.axes
+        axes = self.traced.axes
         return axes.arrange(contract.contract(features1, features2), axes)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,30 +14,30 @@ from jax import lax
 from exporter.compat.jax_names import JaxprEqn, set_xla_metadata
 from exporter.ntk.equations import bind, evaluate
 from exporter.ntk.layerwise import convolution, pooling
+from exporter.ntk.layerwise.platforms import on_platform
+
+Bind = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Lowering:
-    """How a platform is lowered for.
+    """How some platforms are lowered for.
 
     Attributes:
       bind: the outputs of an equation of data, of the values of its inputs.
       patches: the patches of a convolution's data.
       called: a function that is called for each of two sides alike, of large arrays, as XLA compiles it fastest.
-      materializes: whether derivatives at sites must be kept from being fused into each of their uses.
+      materialized: x, and something true that XLA cannot know, to x, whose derivative is kept from being fused into
+        each of its uses; None where all fusions are good.
       cache: bytes of a derivative beyond which it moves through memory, so that some outputs at a time may be faster
         than all; None if they are not.
     """
 
-    bind: Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
+    bind: Bind
     patches: Callable[[JaxprEqn, Any], Any]
     called: Callable[[Callable[..., Any]], Callable[..., Any]]
-    materializes: bool
+    materialized: Callable[[Any, Any], Any] | None
     cache: int | None = None
-
-
-def _bind_on_cpu(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    return _ON_CPU.get(eqn.primitive.name, bind)(eqn, values)
 
 
 def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,21 +60,99 @@ def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_ON_CPU = {"conv_general_dilated": convolution.bind_on_cpu, "reduce_window_max": pooling.bind_on_cpu}
-DEFAULT = Lowering(bind, convolution.patches, jax.jit, materializes=False)
+def _materializing(keep: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """x, whose derivative d is keep(true, d)."""
+
+    @jax.custom_vjp
+    def materialized(x: Any, true: Any) -> Any:
+        return x
+
+    materialized.defvjp(lambda x, true: (x, true), lambda true, d: (keep(true, d), None))
+    return materialized
+
+
+def _through_loop(true: Any, d: Any) -> Any:
+    """d, by a loop that XLA can neither fuse nor simplify away, as long as `true` is.
+
+    The loop has no iteration, and one would work in place: nothing is copied, as a conditional would.
+    """
+    return lax.while_loop(lambda state: ~state[0], lambda state: (~state[0], -state[1]), (true, d))[1]
+
+
+def _binding(convolve: convolution.Convolve) -> Bind:
+    """Binds equations, convolutions by this one, and maxima over windows with a derivative that is summed over taps."""
+    ours: dict[str, Bind] = {
+        "conv_general_dilated": functools.partial(convolution.bind_channels_last, convolve),
+        "reduce_window_max": pooling.bind,
+    }
+    return lambda eqn, values: ours.get(eqn.primitive.name, bind)(eqn, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Of:
+    """A function of arrays and of what is not one."""
+
+    fn: Callable[..., Any]
+    window: convolution.Window
+    groups: int
+    options: tuple[tuple[str, Any], ...] | None = None
+
+    def __call__(self, *arrays: Any) -> Any:
+        options = () if self.options is None else (dict(self.options),)
+        return self.fn(self.window, self.groups, *arrays, *options)
+
+
+def _convolve_anywhere(window: convolution.Window, groups: int, a: Any, w: Any, options: Mapping[str, Any]) -> Any:
+    given = window, groups, tuple(options.items())
+    return on_platform(_Of(convolution.on_cpu, *given), _Of(convolution.by_xla, *given))(a, w)
+
+
+def _patches_anywhere(window: convolution.Window, groups: int, a: Any) -> Any:
+    given = window, groups
+    return on_platform(_Of(convolution.gathered, *given), _Of(convolution.sliced, *given))(a)
+
+
+def _through_loop_on_cpu(true: Any, d: Any) -> Any:
+    return on_platform(_through_loop, _second)(true, d)
+
+
+def _second(_: Any, d: Any) -> Any:
+    return d
+
+
+DEFAULT = Lowering(bind, functools.partial(convolution.patches, convolution.sliced), jax.jit, None)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
-CPU = Lowering(_bind_on_cpu, convolution.patches_on_cpu, _compiled_once, materializes=True, cache=4 << 20)
+CPU = Lowering(
+    _binding(convolution.on_cpu),
+    functools.partial(convolution.patches, convolution.gathered),
+    _compiled_once,
+    _materializing(_through_loop),
+    cache=4 << 20,
+)
+# One trace for both: only what differs between them is there for each.
+ANYWHERE = Lowering(
+    _binding(_convolve_anywhere),
+    functools.partial(convolution.patches, _patches_anywhere),
+    jax.jit,
+    _materializing(_through_loop_on_cpu),
+)
 
 
 T = TypeVar("T")
 
 
 def of_platforms(platforms: Sequence[str] | None) -> tuple[Lowering, ...]:
-    """How these platforms, by JAX's names, are lowered for; None for any."""
+    """How each of these platforms, by JAX's names, is lowered for; None for any."""
     if platforms is None:
         return CPU, DEFAULT
     return tuple(dict.fromkeys(CPU if platform == "cpu" else DEFAULT for platform in platforms))
+
+
+def of_all(platforms: Sequence[str] | None) -> Lowering:
+    """How all of these platforms are lowered for by one trace."""
+    first, *others = of_platforms(platforms)
+    return ANYWHERE if others else first
 
 
 def by_platform(compute: Callable[[Lowering], T], hows: Collection[Lowering]) -> T:
@@ -83,41 +162,15 @@ def by_platform(compute: Callable[[Lowering], T], hows: Collection[Lowering]) ->
     return lax.platform_dependent(cpu=lambda: compute(CPU), default=lambda: compute(DEFAULT))
 
 
-def as_on_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of pytrees of arrays, with the operations that are lowered otherwise for CPUs so."""
+def as_on_platforms(fn: Callable[..., Any], platforms: Sequence[str]) -> Callable[..., Any]:
+    """A function of pytrees of arrays, with the operations of which some of these platforms want others."""
 
     def lowered(*args: Any) -> Any:
         closed, specs = jax.make_jaxpr(fn, return_shape=True)(*args)
-        outputs = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), CPU.bind)
+        outputs = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), of_all(platforms).bind)
         return jax.tree.unflatten(jax.tree.structure(specs), outputs)
 
     return lowered
-
-
-def as_on_platforms(fn: Callable[..., Any], platforms: Sequence[str]) -> Callable[..., Any]:
-    """The same for each of some platforms, by JAX's names, as is fastest there."""
-
-    def lowered(*args: Any) -> Any:
-        return by_platform(lambda how: (as_on_cpu(fn) if how is CPU else fn)(*args), of_platforms(platforms))
-
-    return lowered
-
-
-@jax.custom_vjp
-def materialized(x: Any, true: Any) -> Any:
-    """x; its derivative goes through a loop that XLA can neither fuse nor simplify away, as long as `true` is.
-
-    The loop has no iteration, and one would work in place: nothing is copied, as a conditional would.
-    """
-    return x
-
-
-def _kept(true: Any, d: Any) -> tuple[Any, None]:
-    _, d = lax.while_loop(lambda state: ~state[0], lambda state: (~state[0], -state[1]), (true, d))
-    return d, None
-
-
-materialized.defvjp(lambda x, true: (x, true), _kept)
 
 
 def opaque_true(number: Any) -> Any:

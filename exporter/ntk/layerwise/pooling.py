@@ -11,13 +11,14 @@ import numpy as np
 from jax import lax
 
 from exporter.compat.jax_names import JaxprEqn
-from exporter.ntk.equations import aval, bind
+from exporter.ntk import equations
+from exporter.ntk.equations import aval
 from exporter.ntk.layerwise.convolution import MOST_TAPS, Window
 
 Array = Any
 
 
-def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
+def bind(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     """The outputs of a `reduce_window_max` equation.
 
     XLA:CPU scatters a derivative to where the maxima were, one number after the other. Here each position remembers
@@ -28,7 +29,7 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
     taps = list(np.ndindex(*p["window_dimensions"]))
     stretched = any(size != 1 for size in p["base_dilation"])
     if len(taps) > MOST_TAPS or stretched or not jnp.issubdtype(data.dtype, jnp.floating):
-        return bind(eqn, values)
+        return equations.bind(eqn, values)
     window = Window(
         data.shape,
         tuple(p["window_dimensions"]),
@@ -40,7 +41,7 @@ def bind_on_cpu(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
 
     @jax.custom_vjp
     def maximum(a: Array) -> Array:
-        return bind(eqn, [a])[0]
+        return equations.bind(eqn, [a])[0]
 
     def forward(a: Array) -> tuple[Array, Array]:
         padded = window.pad(a, 0, -jnp.inf)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise.features import ApplyFn, ExampleFeatures
-from exporter.ntk.layerwise.lowering import Lowering, by_platform, of_platforms
+from exporter.ntk.layerwise.lowering import of_all, of_platforms
 from exporter.ntk.layerwise.projection import Projection
 
 Array = Any
@@ -18,53 +18,48 @@ class ProjectedFeatures:
 
     def __init__(
         self,
-        lowered: Mapping[Lowering, ExampleFeatures],
+        traced: ExampleFeatures,
         sketch: Sketch,
         *,
         trace_axes: Sequence[int],
         memory: int,
+        platforms: Sequence[str] | None,
     ) -> None:
         """Takes a traced model.
 
         Args:
-          lowered: it, for each way in which a platform computes it.
+          traced: it.
           sketch: the projection.
           trace_axes: axes of the output, counted with the batch axis, that the kernel is averaged over.
           memory: bytes that derivatives may take; of more outputs they are made for some at a time.
+          platforms: those that are lowered for; None for any.
         """
         self._memory = memory
-        self._projections = {
-            how: Projection(features, sketch, trace_axes=[a - 1 for a in trace_axes], cache=how.cache)
-            for how, features in lowered.items()
-        }
+        self._projection = Projection(
+            traced, sketch, trace_axes=[a - 1 for a in trace_axes], hows=of_platforms(platforms)
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example's features."""
-        return self._any.shape
+        return self._projection.shape
 
     @property
     def dtype(self) -> Any:
         """Of features."""
-        return self._any.dtype
+        return self._projection.dtype
 
     def bytes_at_work(self, examples: int) -> int:
         """That so many examples take at least, of one output at a time, counted from shapes."""
-        return self._any.bytes_at_work(examples, 1)
-
-    @property
-    def _any(self) -> Projection:
-        return next(iter(self._projections.values()))
+        return self._projection.bytes_at_work(examples, 1)
 
     def of_any_number(self, most: int) -> bool:
         """Whether a program for any number of examples, up to so many, is as fast as one for a known number."""
-        return all(projection.of_any_number(most, self._memory) for projection in self._projections.values())
+        return self._projection.of_any_number(most, self._memory)
 
     def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int | None = None) -> Array:
         """The features of examples x, of which there are at most so many if their number is symbolic."""
-        return by_platform(
-            lambda how: self._projections[how].compute(trainable, frozen, x, self._memory, most), self._projections
-        )
+        return self._projection.compute(trainable, frozen, x, self._memory, most)
 
 
 def projected_features_fn(
@@ -88,12 +83,17 @@ def projected_features_fn(
     """
 
     def features(trainable: Any, frozen: Any, x: tuple[Array, ...]) -> Array:
-        def lowered_by(how: Lowering) -> ExampleFeatures:
-            return ExampleFeatures(
-                apply_fn, trainable, frozen, x, counts=(1, 1), trace_axes=trace_axes, diagonal_axes=(), how=how
-            )
-
-        lowered = {how: lowered_by(how) for how in of_platforms(platforms)}
-        return ProjectedFeatures(lowered, sketch, trace_axes=trace_axes, memory=memory)(trainable, frozen, x)
+        traced = ExampleFeatures(
+            apply_fn,
+            trainable,
+            frozen,
+            x,
+            counts=(1, 1),
+            trace_axes=trace_axes,
+            diagonal_axes=(),
+            how=of_all(platforms),
+        )
+        projected = ProjectedFeatures(traced, sketch, trace_axes=trace_axes, memory=memory, platforms=platforms)
+        return projected(trainable, frozen, x)
 
     return features

@@ -10,9 +10,10 @@ and of the Jacobian need be in memory than those of the sites at hand.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from exporter.ntk.layerwise.buffers import Accumulator, block_of, folded
 from exporter.ntk.layerwise.drawn import Drawn, draw
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
 from exporter.ntk.layerwise.hoisting import independent_first
+from exporter.ntk.layerwise.lowering import Lowering, by_platform
 from exporter.ntk.layerwise.prefixes import Prefixes
 
 Array = Any
@@ -52,14 +54,14 @@ class _Outputs:
 
 
 class Projection:
-    """Features of examples: a random projection of their Jacobians, for one lowering.
+    """Features of examples: a random projection of their Jacobians.
 
     Attributes:
       dtype: of the features.
     """
 
     def __init__(
-        self, features: ExampleFeatures, sketch: Sketch, *, trace_axes: Sequence[int], cache: int | None
+        self, features: ExampleFeatures, sketch: Sketch, *, trace_axes: Sequence[int], hows: Collection[Lowering]
     ) -> None:
         """Takes a traced model.
 
@@ -67,10 +69,10 @@ class Projection:
           features: the model, its sites and their order.
           sketch: the projection.
           trace_axes: axes of the output, without the batch axis and not negative, over which features are summed.
-          cache: bytes of a CPU's, for which examples, and the rows of variables, are taken one after the other; None
-            for platforms where all at once is fastest.
+          hows: how the platforms are lowered for: where they have a cache, examples, and the rows of variables, are
+            taken one after the other.
         """
-        self._features, self._sketch, self._cache = features, sketch, cache
+        self._features, self._sketch, self._hows = features, sketch, hows
         jaxpr = features.trace.jaxpr
         specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
         self._shapes = [spec.shape for spec in specs[: len(features.variables)]]
@@ -101,22 +103,37 @@ class Projection:
 
         If n is symbolic there are at most `most`, all of which are computed together.
         """
-        n = x[0].shape[0]
         if most is not None:
-            return self._compute(trainable, frozen, x, memory, most)
+            return self._compute(trainable, frozen, x, memory=memory, most=most, hows=self._hows)
+        n = x[0].shape[0]
         if n == 0:
             return jnp.zeros((0, *self.shape), self.dtype)
-        part = self._examples_in_cache(n)
-        return _by_parts(lambda *x: self._compute(trainable, frozen, x, memory, part), part, *x)
 
-    def _compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int, most: int) -> Array:
+        def by_parts(*hows: Lowering) -> Array:
+            part = self._examples_in_cache(n, *hows)
+            compute = functools.partial(self._compute, trainable, frozen, memory=memory, most=part, hows=hows)
+            return _by_parts(lambda *x: compute(x), part, *x)
+
+        together = self._examples_in_cache(n, *self._hows) == n
+        return by_parts(*self._hows) if together else by_platform(by_parts, self._hows)
+
+    def _compute(
+        self,
+        trainable: Any,
+        frozen: Any,
+        x: tuple[Array, ...],
+        *,
+        memory: int,
+        most: int,
+        hows: Collection[Lowering],
+    ) -> Array:
         n = x[0].shape[0]
         chunks = self._chunks(max(1, memory // self.bytes_at_work(most, 1)))
         kept = math.prod(self._kept_shape)
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
 
         def of_outputs(outputs: _Outputs) -> Array:
-            return self._of_outputs(trainable, frozen, variables, x, outputs, most)
+            return self._of_outputs(trainable, frozen, variables, x, outputs, most, hows)
 
         def added(total: Array, outputs: _Outputs) -> Array:
             return self._with_output_shifts(total, of_outputs(outputs), outputs)
@@ -164,7 +181,14 @@ class Projection:
         return _Outputs(filled(np.arange(len(order)), -1), filled(traced, 0), filled(kept, 0), groups)
 
     def _of_outputs(
-        self, trainable: Any, frozen: Any, variables: list[Array], x: tuple[Array, ...], outputs: _Outputs, most: int
+        self,
+        trainable: Any,
+        frozen: Any,
+        variables: list[Array],
+        x: tuple[Array, ...],
+        outputs: _Outputs,
+        most: int,
+        hows: Collection[Lowering],
     ) -> Array:
         """Buffers (n, R, 2 D) of R outputs, before their own shifts."""
         features = self._features
@@ -176,40 +200,44 @@ class Projection:
         saved, derivatives = jax.vmap(differentiate, out_axes=(0, axes))(x)
         drawn = self._draw(outputs)
         n, r = x[0].shape[0], len(outputs.position)
-        buffers = jnp.zeros((n, r, 2 * self._sketch.dimensions), self.dtype)
-        for segment in self._segments(most, r):
-            sites = sorted({k for c in segment for k in _sites(c)})
-            data = {k: saved[k] for k in sites}
-            own = {k: derivatives[k] for k in sites if axes[k] == 0}
-            common = {k: derivatives[k] for k in sites if axes[k] is None}
 
-            part = self._examples_at_once(most, r, segment, known=isinstance(n, int))
+        def added(how: Lowering) -> Array:
+            buffers = jnp.zeros((n, r, 2 * self._sketch.dimensions), self.dtype)
+            for segment in self._segments(most, r):
+                sites = sorted({k for c in segment for k in _sites(c)})
+                data = {k: saved[k] for k in sites}
+                own = {k: derivatives[k] for k in sites if axes[k] == 0}
+                common = {k: derivatives[k] for k in sites if axes[k] is None}
+                part = self._examples_at_once(most, r, segment, known=isinstance(n, int), how=how)
 
-            def add(
-                buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common, part: int = part
-            ) -> Array:
-                accumulator = Accumulator(buffers, drawn, count=r * part, at_once=self._cache is None)
-                for component in segment:
-                    self._add(accumulator, component, variables, data, own, common)
-                return accumulator.total()
+                def add(
+                    buffers: Array, data: Any, own: Any, segment: Any = segment, common: Any = common, part: int = part
+                ) -> Array:
+                    accumulator = Accumulator(buffers, drawn, count=r * part, at_once=how.cache is None)
+                    for component in segment:
+                        self._add(accumulator, component, variables, data, own, common)
+                    return accumulator.total()
 
-            buffers = _by_parts(add, n if part == most else part, buffers, data, own)
-        return buffers
+                buffers = _by_parts(add, n if part == most else part, buffers, data, own)
+            return buffers
+
+        return by_platform(added, hows)
 
     def of_any_number(self, most: int, memory: int) -> bool:
         """Whether any number of examples, up to so many, may be computed together: in caches, or so many bytes."""
-        if self._cache is not None:
-            return self._examples_in_cache(most) == most
+        if any(how.cache is not None for how in self._hows):
+            return self._examples_in_cache(most, *self._hows) == most
         largest = max(map(math.prod, self._shapes), default=0)
         return self.dtype.itemsize * math.prod(self._output_shape) * most * largest <= memory
 
-    def _examples_in_cache(self, examples: int) -> int:
-        """Of how many examples, a divisor of their number, the derivatives of all outputs fit a CPU's cache, or one."""
-        if self._cache is None:
+    def _examples_in_cache(self, examples: int, *hows: Lowering) -> int:
+        """Of how many examples, a divisor of their number, the derivatives of all outputs fit each cache, or one."""
+        caches = [how.cache for how in hows if how.cache is not None]
+        if not caches:
             return examples
         derivative = max((math.prod(site.steps + site.perturbed) for site in self._features.sites), default=0)
         of_example = self.dtype.itemsize * math.prod(self._output_shape) * derivative
-        return _divisor(examples, self._cache // max(1, of_example))
+        return _divisor(examples, min(caches) // max(1, of_example))
 
     def _segments(self, examples: int, outputs: int) -> Iterator[list[Component]]:
         """The components, from the last to the first, in groups whose derivatives are not large together."""
@@ -226,17 +254,19 @@ class Projection:
         if segment:
             yield segment
 
-    def _examples_at_once(self, examples: int, outputs: int, segment: Sequence[Component], *, known: bool) -> int:
+    def _examples_at_once(
+        self, examples: int, outputs: int, segment: Sequence[Component], *, known: bool, how: Lowering
+    ) -> int:
         """Of how many examples the Jacobians of some sites are made at a time: a divisor of their number.
 
         If that is not known, but at most so many, of all or of one.
         """
         largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
         of_example = self.dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
-        at_once = (TOGETHER if self._cache is None else IN_CACHE) // of_example
+        at_once = (TOGETHER if how.cache is None else IN_CACHE) // of_example
         if known:
             return _divisor(examples, at_once)
-        return examples if self._cache is None or at_once >= examples else 1
+        return examples if how.cache is None or at_once >= examples else 1
 
     def _add(
         self, total: Accumulator, component: Component, variables: list[Array], data: Any, own: Any, common: Any
@@ -280,7 +310,7 @@ class Projection:
     def _block(self, component: Component, total: Accumulator) -> int:
         """How many rows of a component's matrix are made at a time; 0 for all, or if it has no matrix."""
         site = self._features.sites[component.groups[0][0]]
-        if component.shape is None or self._cache is None or not _in_order(site):
+        if component.shape is None or total.at_once or not _in_order(site):
             return 0
         return block_of(component.shape.derivative, self._sketch.dimensions, self.dtype.itemsize * total.count)
 

@@ -26,7 +26,7 @@ def kept_derivatives(jaxpr: Jaxpr, derived: Collection[Var]) -> set[Var]:
     """The variables of a jaxpr, and of those inside it, whose derivatives are in memory whatever their uses compute.
 
     These are derivatives that a matrix product gives, or a scan; those passed on by a sum that others meet in, where
-    they are kept (see `lowering.materialized`); and such ones reordered or scaled.
+    they are kept (see `Lowering.materialized`); and such ones reordered or scaled.
 
     Args:
       jaxpr: of the model.

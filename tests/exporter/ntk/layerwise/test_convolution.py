@@ -12,7 +12,7 @@ from jax import lax
 from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.analysis import Sort, Trace
-from exporter.ntk.layerwise.convolution import Window, bind_on_cpu, fold, folds, patches, patches_on_cpu
+from exporter.ntk.layerwise.convolution import Window, bind_channels_last, by_xla, fold, folds
 
 
 def equation(rng, rank, *, groups=1, at_least=3, **given):
@@ -55,11 +55,20 @@ def assert_the_same(eqn, convolve, a, w):
     def both(a, d):
         return [
             (y, vjp(d)[0])
-            for y, vjp in (jax.vjp(lambda a: convolve(a, w), a), jax.vjp(lambda a: bind_on_cpu(eqn, [a, w])[0], a))
+            for y, vjp in (
+                jax.vjp(fn, a)
+                for fn in (
+                    lambda a: convolve(a, w),
+                    lambda a: lowering.CPU.bind(eqn, [a, w])[0],
+                    lambda a: bind_channels_last(by_xla, eqn, [a, w])[0],  # where the platform is not known
+                )
+            )
         ]
 
-    for want, got in zip(*both(a, d), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-12 * max(1.0, np.abs(want).max(initial=0.0)))
+    want, *ours = both(a, d)
+    for got in ours:
+        for right, value in zip(want, got, strict=True):
+            np.testing.assert_allclose(value, right, atol=1e-12 * max(1.0, np.abs(right).max(initial=0.0)))
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +102,7 @@ def test_stretched_data_of_many_positions(stretched, seed):
     drawn = with_outputs(rng, 2, at_least=36, **plain | {stretched: sizes})
     assert_the_same(*drawn)
     eqn, _, a, w = drawn
-    assert "stablehlo.convolution" in jax.jit(lambda a: bind_on_cpu(eqn, [a, w])[0]).lower(a).as_text()
+    assert "stablehlo.convolution" in jax.jit(lambda a: lowering.CPU.bind(eqn, [a, w])[0]).lower(a).as_text()
 
 
 def derivative(fn, a, d):
@@ -113,7 +122,7 @@ def test_derivatives_of_strides_are_of_the_data_itself():
         (eqn,) = jax.make_jaxpr(convolve)(a, w).jaxpr.eqns
         d = jnp.ones((1, 20, 20, 3))
         assert "lhs_dilate = [2, 2]" in derivative(lambda a, w=w: convolve(a, w), a, d)  # as XLA's own has it
-        ours = derivative(lambda a, eqn=eqn, w=w: bind_on_cpu(eqn, [a, w])[0], a, d)
+        ours = derivative(lambda a, eqn=eqn, w=w: lowering.CPU.bind(eqn, [a, w])[0], a, d)
         assert set(re.findall(r"lhs_dilate = (\[.*?\])", ours)) == {"[1, 1]"}
         assert ours.count("stablehlo.convolution") == expected
 
@@ -124,7 +133,7 @@ def test_three_axes_by_convolutions_of_two():
 
     a, w = jnp.ones((1, 8, 8, 8, 2)), jnp.ones((3, 3, 3, 2, 4))
     (eqn,) = jax.make_jaxpr(convolve)(a, w).jaxpr.eqns
-    text = jax.jit(lambda a: bind_on_cpu(eqn, [a, w])[0]).lower(a).as_text()
+    text = jax.jit(lambda a: lowering.CPU.bind(eqn, [a, w])[0]).lower(a).as_text()
     assert re.findall(r"dim_numbers = \[([^\]]*)\]x", text) == ["b, 0, 1, f"] * 3
 
 
@@ -140,7 +149,7 @@ def test_one_tap_is_a_product_of_matrices(names):
 
     (eqn,) = jax.make_jaxpr(convolve)(a, w).jaxpr.eqns
     assert_the_same(eqn, convolve, a, w)
-    program = jax.jit(jax.grad(lambda a: jnp.sum(bind_on_cpu(eqn, [a, w])[0] ** 2))).lower(a).as_text()
+    program = jax.jit(jax.grad(lambda a: jnp.sum(lowering.CPU.bind(eqn, [a, w])[0] ** 2))).lower(a).as_text()
     assert program.count("stablehlo.dot_general") == 2
     assert "stablehlo.convolution" not in program
 
@@ -162,7 +171,7 @@ def test_taps_over_padding_are_left_out(size, stride, taps):
     first, window = Window.of(eqn).met(0)
     assert range(first, first + window.kernel[0]) == taps
     assert_the_same(eqn, convolve, a, w)
-    program = jax.jit(lambda a: bind_on_cpu(eqn, [a, w])[0]).lower(a).as_text()
+    program = jax.jit(lambda a: lowering.CPU.bind(eqn, [a, w])[0]).lower(a).as_text()
     assert program.count("stablehlo.multiply") == len(taps) ** 2
 
 
@@ -172,7 +181,9 @@ def test_gathered_patches(rank, groups):
     rng = np.random.default_rng([rank, groups])
     for _ in range(2):
         eqn, _, a, _ = with_outputs(rng, rank, groups=groups)
-        np.testing.assert_array_equal(*jax.jit(lambda a, eqn=eqn: (patches_on_cpu(eqn, a), patches(eqn, a)))(a))
+        np.testing.assert_array_equal(
+            *jax.jit(lambda a, eqn=eqn: (lowering.CPU.patches(eqn, a), lowering.DEFAULT.patches(eqn, a)))(a)
+        )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -183,7 +194,7 @@ def test_products_of_positions_folded_onto_the_data(rank, groups):
     for _ in range(2):
         eqn, _, a, _ = with_outputs(rng, rank, groups=groups, lhs_dilation=(1,) * rank)
         b = rng.normal(size=a.shape)
-        compiled = jax.jit(functools.partial(patches, eqn))
+        compiled = jax.jit(functools.partial(lowering.DEFAULT.patches, eqn))
         under = [compiled(v) for v in (a, b)]
         products = rng.normal(size=(2, groups, *[under[0].shape[1]] * 2))
         want = np.einsum("gti,kgtu,gui->k", under[0], products, under[1])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import layerwise_cases
@@ -6,7 +8,7 @@ import pytest
 from cpu_engine import projected_features_fn
 
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.layerwise import buffers, projection
+from exporter.ntk.layerwise import buffers, lowering, projection
 from exporter.ntk.layerwise.features import ExampleFeatures
 from exporter.ntk.layerwise.projection import Projection
 from exporter.ntk.reference_features import reference_features
@@ -66,7 +68,8 @@ def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, c
     for module, name in ((buffers, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE")):
         monkeypatch.setattr(module, name, 1)
     features = ExampleFeatures(wide, params, {}, x, counts=(1, 1), trace_axes=(2,), diagonal_axes=())
-    project = Projection(features, SKETCH, trace_axes=[1], cache=cache)
+    how = dataclasses.replace(lowering.DEFAULT, cache=cache)
+    project = Projection(features, SKETCH, trace_axes=[1], hows=[how])
     received = jax.jit(lambda p, x: project.compute(p, {}, x, memory))(params, x)
     assert received.shape == (4, 3, 16)
     assert_close(received, expected)
