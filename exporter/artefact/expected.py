@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +11,8 @@ import numpy as np
 
 from exporter.artefact.oracle import Batch, Oracle
 from exporter.compat.jax_names import enable_x64
-from exporter.functionalize import FunctionalModel
+from exporter.ntk.count_sketch import Sketch
 from serving.shared import reference
-
-# From trainable variables and examples to features.
-Project = Callable[[Mapping[str, np.ndarray], Batch], np.ndarray]
 
 # Changes of parameters and inputs, in roundings of each number, that may put an activation on the other side of a kink.
 _ROUNDINGS = (1, 2, 4)
@@ -31,48 +29,63 @@ def perturbed(trainable: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: (v * (1 + 0.1 * rng.standard_normal(v.shape))).astype(v.dtype) for k, v in trainable.items()}
 
 
-def kernels(
-    oracle: Oracle,
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What signatures should give, for values of the variables and of the examples.
+
+    Attributes:
+      oracle: of kernels and features.
+      coupled: whether examples influence each other.
+      sketch: the projection that `ntk_features` gives.
+      trace_axes: of the kernel.
+    """
+
+    oracle: Oracle
+    coupled: bool
+    sketch: Sketch | None
+    trace_axes: Sequence[int]
+
+    def of(
+        self,
+        signatures: Collection[str],
+        trainable: Mapping[str, np.ndarray],
+        sides: Mapping[str, Batch],
+        params: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """float64 kernels of each of these signatures that is of one, and features."""
+        x, few = sides["x"], len(sides["x2"][0])
+        of_features = (x, self.sketch, self.trace_axes) if self.sketch and "ntk_features" in signatures else None
+        expected: dict[str, np.ndarray] = {}
+        if not {"ntk", "ntk_symmetric", "ntk_diagonal"}.isdisjoint(signatures):
+            if of_features:
+                symmetric, expected["ntk_features"] = self.oracle.with_features(trainable, *of_features)
+            else:
+                symmetric = self.oracle.kernel(trainable, x)
+            expected |= {"ntk_symmetric": symmetric, "ntk_diagonal": np.einsum("nn...->n...", symmetric)}
+        elif of_features:
+            expected["ntk_features"] = self.oracle.features(trainable, *of_features)
+        if "ntk" in signatures:
+            expected["ntk"] = self.oracle.kernel(trainable, x, sides["x2"]) if self.coupled else symmetric[:, :few]
+        if "ntk_with_params" in signatures:
+            expected["ntk_with_params"] = self.oracle.kernel(params, x, sides["x2"])
+        return expected
+
+
+def jumps(
+    expected: Expected,
+    right: Mapping[str, np.ndarray],
     trainable: Mapping[str, np.ndarray],
     sides: Mapping[str, Batch],
     params: Mapping[str, np.ndarray],
-    signatures: Sequence[str],
-    coupled: bool,
-    project: Project | None = None,
-) -> dict[str, np.ndarray]:
-    """float64 kernels for each signature that is of one, and features."""
-    x, few = sides["x"], len(sides["x2"][0])
-    expected: dict[str, np.ndarray] = {}
-    if not {"ntk", "ntk_symmetric", "ntk_diagonal"}.isdisjoint(signatures):
-        symmetric = oracle.kernel(trainable, x)
-        expected |= {"ntk_symmetric": symmetric, "ntk_diagonal": np.einsum("nn...->n...", symmetric)}
-    if "ntk" in signatures:
-        expected["ntk"] = oracle.kernel(trainable, x, sides["x2"]) if coupled else symmetric[:, :few]
-    if "ntk_with_params" in signatures:
-        expected["ntk_with_params"] = oracle.kernel(params, x, sides["x2"])
-    if project is not None:
-        expected["ntk_features"] = project(trainable, x)
-    return expected
-
-
-def jumps_of(
-    model: FunctionalModel,
-    oracle: Oracle,
-    sides: Mapping[str, Batch],
-    params: Mapping[str, np.ndarray],
-    coupled: bool,
-    expected: Mapping[str, np.ndarray],
     rounding: float,
-    project: Project | None,
-) -> dict[str, np.ndarray]:
-    """By how much each entry of the signatures' float64 kernels jumps within a few roundings of parameters and inputs.
+) -> Iterator[dict[str, np.ndarray]]:
+    """By how much each entry of `right` jumps within more and more roundings of parameters and inputs.
 
     The largest |K(θ + δ) + K(θ - δ) - 2 K(θ)| of some random δ: what is smooth cancels however ill-conditioned it is,
     and what is left is the change of the derivative of an activation, where one of the sides is beyond its kink.
     """
     rng = np.random.default_rng(0)
-    arrays = (model.trainable, params, sides["x"])
-    of_kernel = {name: value for name, value in expected.items() if name != "forward"}
+    arrays = (trainable, params, sides["x"])
 
     def at(signs: Any, size: float) -> dict[str, np.ndarray]:
         def moved(value: np.ndarray, sign: np.ndarray) -> np.ndarray:
@@ -82,16 +95,17 @@ def jumps_of(
         trainable, others, x = jax.tree.map(moved, arrays, signs)
         there = {"x": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
         with enable_x64():
-            return kernels(oracle, trainable, there, others, list(of_kernel), coupled, project)
+            return expected.of(right, trainable, there, others)
 
-    largest = {name: np.zeros_like(kernel) for name, kernel in of_kernel.items()}
+    largest = {name: np.zeros_like(kernel) for name, kernel in right.items()}
     for roundings in _ROUNDINGS:
         signs = jax.tree.map(lambda value: rng.uniform(-1, 1, value.shape), arrays)
         size = roundings * rounding
         ahead, behind = at(signs, size), at(signs, -size)
-        for name, kernel in of_kernel.items():
-            largest[name] = np.maximum(largest[name], np.abs(ahead[name] + behind[name] - 2 * kernel))
-    if (features := largest.get("ntk_features")) is not None:
-        # One unit beyond its kink changes all of an example's features, by amounts that are random in each of them.
-        largest["ntk_features"] = np.broadcast_to(features.max(-1, keepdims=True), features.shape)
-    return largest
+        for name, kernel in right.items():
+            jump = np.abs(ahead[name] + behind[name] - 2 * kernel)
+            if name == "ntk_features":
+                # One unit beyond its kink changes all of an example's features, by random amounts in each of them.
+                jump = np.broadcast_to(jump.max(-1, keepdims=True), jump.shape)
+            largest[name] = np.maximum(largest[name], jump)
+        yield largest

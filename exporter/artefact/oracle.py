@@ -31,8 +31,8 @@ from exporter.ntk.layerwise.engine import layerwise_kernel_fn
 from exporter.ntk.layerwise.projected import projected_features_fn
 from exporter.ntk.precision import in_float64
 from exporter.ntk.products import with_convolutions_as_products
-from exporter.ntk.reference import FEW_RUNS, Vjps, jitted_vjps, reference_ntk
-from exporter.ntk.reference_features import reference_features
+from exporter.ntk.reference import FEW_RUNS, Told, Vjps, jitted_vjps, reference_ntk
+from exporter.ntk.reference_features import projecting, reference_features
 from exporter.progress import Note
 
 Batch = tuple[np.ndarray, ...]
@@ -115,6 +115,11 @@ class Oracle(Protocol):
     def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
         """float64 features (n, ..., D) of the examples, of these traced axes."""
 
+    def with_features(
+        self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The kernel of the examples with themselves, and their features."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Means:
@@ -173,41 +178,63 @@ class ExplicitOracle:
         variables = model.trainable, model.frozen
         self.examples, self._coupled, self._ntk, self._frozen = len(x[0]), coupled, ntk, model.frozen
         self._apply_fns = {False: model.apply_fn, True: in_float64(model.apply_fn, *variables, x)}
-        self._trainable, self._outputs = model.trainable, math.prod(size or 1 for size in model.output.shape[1:])
+        self._trainable, self._shape = model.trainable, model.output.shape
+        self._outputs = math.prod(size or 1 for size in self._shape[1:])
         of_kernel = self.examples * self._outputs
         self._vjps = _counted(jitted_vjps(model.apply_fn, *variables, x), of_kernel, note)
 
     def kernel(self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None) -> np.ndarray:
         """See `Oracle`."""
-        moved = any(value.dtype == np.float64 for value in trainable.values())  # maybe by less than a float32 has
-        squares: dict[str, float] = {}
-
-        def of(x2: Batch | None) -> np.ndarray:
-            return reference_ntk(
-                self._apply_fns[moved],
-                trainable,
-                self._frozen,
-                x1,
-                x2,
-                trace_axes=self._ntk.trace_axes,
-                diagonal_axes=self._ntk.diagonal_axes,
-                coupled=self._coupled,
-                memory=_BYTES_OF_PROOF,
-                vjps=self._vjps,
-                squares=squares,
-            )
-
-        kernel = of(x2) if self._coupled or x2 is None else of(None)[:, : len(x2[0])]
-        if trainable is self._trainable:
-            self.shares = self.shares or _shares(squares, self.examples, self._outputs, 0)
-        return kernel
+        if self._coupled and x2 is not None:
+            return self._kernel(trainable, x1, x2)
+        kernel = self._kernel(trainable, x1)
+        return kernel if x2 is None else kernel[:, : len(x2[0])]
 
     def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
         """See `Oracle`."""
-        moved = any(value.dtype == np.float64 for value in trainable.values())
         return reference_features(
-            self._apply_fns[moved], trainable, self._frozen, x, sketch, trace_axes=trace_axes, vjps=self._vjps
+            self._apply_fn(trainable), trainable, self._frozen, x, sketch, trace_axes=trace_axes, vjps=self._vjps
         )
+
+    def with_features(
+        self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Oracle`; both from one Jacobian, where the kernel is of the same traced outputs and no diagonal ones."""
+        sizes = [size for size in self._shape[1:] if size is not None]
+        ours, theirs = ({axis % len(self._shape) - 1 for axis in axes} for axes in (self._ntk.trace_axes, trace_axes))
+        if self._ntk.diagonal_axes or ours != theirs or None in self._shape[1:]:
+            return self.kernel(trainable, x), self.features(trainable, x, sketch, trace_axes)
+        traced = math.prod(sizes[axis] for axis in ours)
+        kept = [size for axis, size in enumerate(sizes) if axis not in ours]
+        features = np.zeros((len(x[0]), math.prod(kept), sketch.dimensions))
+        kernel = self._kernel(trainable, x, told=[projecting(features, trainable, sketch, traced)])
+        return kernel, features.reshape(len(features), *kept, -1)
+
+    def _kernel(
+        self, trainable: Mapping[str, Any], x1: Batch, x2: Batch | None = None, told: Sequence[Told] = ()
+    ) -> np.ndarray:
+        squares: dict[str, float] = {}
+        own = trainable is self._trainable and self.shares is None
+        kernel = reference_ntk(
+            self._apply_fn(trainable),
+            trainable,
+            self._frozen,
+            x1,
+            x2,
+            trace_axes=self._ntk.trace_axes,
+            diagonal_axes=self._ntk.diagonal_axes,
+            coupled=self._coupled,
+            memory=_BYTES_OF_PROOF,
+            vjps=self._vjps,
+            told=[*told, _summing(squares, trainable)] if own else told,
+        )
+        if own:
+            self.shares = _shares(squares, self.examples, self._outputs, 0)
+        return kernel
+
+    def _apply_fn(self, trainable: Mapping[str, Any]) -> Any:
+        """Of float64 variables, which may have been moved by less than a float32 has, that of float64."""
+        return self._apply_fns[any(value.dtype == np.float64 for value in trainable.values())]
 
 
 class EngineOracle:
@@ -244,6 +271,12 @@ class EngineOracle:
         assert self.proof is not None
         return self._features(sketch, tuple(trace_axes))(trainable, self._model.frozen, x)
 
+    def with_features(
+        self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Oracle`."""
+        return self.kernel(trainable, x), self.features(trainable, x, sketch, trace_axes)
+
     @functools.cache  # noqa: B019  # of one oracle, that an export has for its time
     def _features(self, sketch: Sketch, trace_axes: tuple[int, ...]) -> Callable[..., np.ndarray]:
         model = self._model
@@ -262,6 +295,16 @@ def _shares(squares: Mapping[str, float], examples: int, outputs: int, combinati
     return Shares({path: square / total for path, square in squares.items()}, examples, outputs, combinations)
 
 
+def _summing(squares: dict[str, float], trainable: Mapping[str, Any]) -> Told:
+    """Adds up the squares of the derivatives by each variable."""
+
+    def add(_: slice, __: int, jacobian: Sequence[np.ndarray]) -> None:
+        for path, part in zip(sorted(trainable), jacobian, strict=True):
+            squares[path] = squares.get(path, 0.0) + float(np.vdot(part, part))
+
+    return add
+
+
 def prove(model: FunctionalModel, x: Batch, note: Note, squares: dict[str, float] | None = None) -> Proof:
     """Compares the engine in float64 with explicit Jacobians, on some outputs and combinations of all.
 
@@ -269,7 +312,7 @@ def prove(model: FunctionalModel, x: Batch, note: Note, squares: dict[str, float
       model: whose engine it is.
       x: the examples.
       note: told how far it is.
-      squares: of the Jacobians, see `reference_ntk`.
+      squares: is told the sum of the squares of the derivatives by each variable.
 
     Raises:
       ExportError: they differ.
@@ -288,7 +331,8 @@ def prove(model: FunctionalModel, x: Batch, note: Note, squares: dict[str, float
     frozen = {**model.frozen, _COMBINATIONS: matrix.astype(np.float32)}
     arguments = model.trainable, frozen, x
     vjps = _counted(jitted_vjps(combined, *arguments), len(x[0]) * rows, note)
-    expected = reference_ntk(combined, *arguments, trace_axes=(), vjps=vjps, squares=squares)
+    told = [] if squares is None else [_summing(squares, model.trainable)]
+    expected = reference_ntk(combined, *arguments, trace_axes=(), vjps=vjps, told=told)
     note("the engine in float64, compared with these")
     received = _engine(combined, (), (), *arguments)(*arguments)
     error = float(np.max(np.abs(received - expected)) / (np.max(np.abs(expected)) or 1.0))

@@ -95,6 +95,12 @@ class SampledOracle:
         """See `Oracle`."""
         return self._each.features(trainable, x, sketch, trace_axes)
 
+    def with_features(
+        self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Oracle`."""
+        return self.kernel(trainable, x), self.features(trainable, x, sketch, trace_axes)
+
 
 def trace_error(plan: Plan, examples: int, deviation: float | None) -> TraceError | None:
     """What is known of it, and the difference from the exact kernel if it can be afforded; None if the trace is exact.

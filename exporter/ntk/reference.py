@@ -22,6 +22,10 @@ FEW_RUNS: Mapping[str, Any] = types.MappingProxyType({"xla_backend_optimization_
 
 Vjps = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], Any], list[Any]]
 
+# Told of a Jacobian: its examples, the number of its first part, and for each variable, in the order of their paths,
+# (examples, parts, outputs of a part, size of the variable).
+Told = Callable[[slice, int, Sequence[np.ndarray]], object]
+
 
 def jitted_vjps(apply_fn: ApplyFn, trainable: Any, frozen: Any, x: tuple[Any, ...]) -> Vjps:
     """The function of variables, inputs and cotangents (R, n, *S) to float64 gradients (R, ...) of each parameter.
@@ -52,7 +56,7 @@ def reference_ntk(
     coupled: bool = False,
     memory: int = 1 << 30,
     vjps: Vjps | None = None,
-    squares: dict[str, float] | None = None,
+    told: Sequence[Told] = (),
 ) -> np.ndarray:
     """J(x1) J(x2)ᵀ with J = ∂f/∂trainable written out row by row in float64 (Jacot et al. 2018, eq. 4).
 
@@ -67,7 +71,8 @@ def reference_ntk(
       coupled: whether examples of a batch influence each other's outputs: one Jacobian of the whole batch.
       memory: bytes that the Jacobians held at one time may take, if one example's kept outputs fit; else time is taken.
       vjps: `jitted_vjps` of these, if it is called for several values of the variables and should be compiled once.
-      squares: is told the sum of the squares of ∂f/∂v, over examples and outputs, for each variable v; without x2.
+      told: are told of all of J(x1), each part of it once; without x2. The parts are the positions of traced and
+        diagonal axes, in C order.
 
     Returns:
       float64 (n1, n2, ...) with the kept output axes in the order of `contract_axes`.
@@ -91,9 +96,9 @@ def reference_ntk(
             for i in range(j if left is right else 0, left.count, examples):
                 same = left is right and i == j
                 jacobian1 = jacobian2 if same else left(some, slice(i, i + examples), together)
-                if same and squares is not None:
-                    for path, part in zip(sorted(trainable), jacobian1, strict=True):
-                        squares[path] = squares.get(path, 0.0) + float(np.vdot(part, part))
+                if same:
+                    for tell in told:
+                        tell(slice(i, i + len(jacobian1[0])), first, jacobian1)
                 for k, place in enumerate(places[first : first + together]):
                     product = sum(
                         np.einsum("nap,mbp->namb", a[:, k], b[:, k], optimize=True)

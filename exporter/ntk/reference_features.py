@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.reference import ApplyFn, ExplicitJacobian, Vjps, jitted_vjps
+from exporter.ntk.reference import ApplyFn, ExplicitJacobian, Told, Vjps, jitted_vjps
 
 
 def reference_features(
@@ -48,13 +48,24 @@ def reference_features(
     total = np.zeros((jacobian.count, outputs.shape[1], sketch.dimensions))
     at_once = max(1, memory // (8 * max(1, sum(np.size(v) for v in trainable.values()))))  # outputs
     together, size = max(1, at_once // outputs.shape[1]), min(at_once, outputs.shape[1])
-    for n in range(jacobian.count):
-        for start in range(0, len(outputs), together):
-            for first in range(0, outputs.shape[1], size):
-                some = slice(first, first + size)
-                parts = [row[some] for row in outputs[start : start + together]]
-                gradients = jacobian(parts, slice(n, n + 1), len(parts))
-                for (path, value), gradient in zip(sorted(trainable.items()), gradients, strict=True):
-                    for k, of_output in enumerate(gradient[0]):
-                        sketch.add(total[n, some], path, np.shape(value), start + k, of_output, len(outputs))
+    for start in range(0, len(outputs), together):
+        for first in range(0, outputs.shape[1], size):
+            some = slice(first, first + size)
+            parts = [row[some] for row in outputs[start : start + together]]
+            project = projecting(total[:, some], trainable, sketch, len(outputs))
+            for n in range(jacobian.count):
+                examples = slice(n, n + 1)
+                project(examples, start, jacobian(parts, examples, len(parts)))
     return total.reshape(jacobian.count, *kept_shape, sketch.dimensions)
+
+
+def projecting(total: np.ndarray, trainable: Mapping[str, Any], sketch: Sketch, traced: int) -> Told:
+    """Adds Jacobians, whose parts are some of so many `traced` outputs, to features `total` (n, K, D)."""
+
+    def add(examples: slice, first: int, jacobian: Sequence[np.ndarray]) -> None:
+        for (path, value), gradients in zip(sorted(trainable.items()), jacobian, strict=True):
+            for k in range(gradients.shape[1]):
+                for rows, of_example in zip(total[examples], gradients[:, k], strict=True):
+                    sketch.add(rows, path, np.shape(value), first + k, of_example, traced)
+
+    return add

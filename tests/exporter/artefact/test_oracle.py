@@ -8,6 +8,7 @@ import models
 import numpy as np
 import pytest
 
+from exporter.artefact import oracle as module
 from exporter.artefact.oracle import (
     FEW_EXAMPLES,
     FEW_OUTPUTS,
@@ -21,6 +22,7 @@ from exporter.artefact.oracle import (
 from exporter.config import ExportConfig, NtkConfig
 from exporter.errors import ExportError
 from exporter.functionalize import functionalize
+from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise import contract, lowering, rules
 from exporter.ntk.reference import reference_ntk
 from exporter.plan.planning import make_plan
@@ -61,6 +63,19 @@ def test_few_outputs_are_differentiated_one_by_one():
     assert isinstance(oracle, ExplicitOracle)
     assert oracle.examples == FEW_EXAMPLES
     assert oracle.proof is None
+
+
+@pytest.mark.parametrize("trace_axes", [(1, 2, 3), (3,), (1, 3)])
+def test_kernel_and_features_of_one_jacobian(trace_axes, monkeypatch):
+    plan = make_plan(models.by_id("spatial_output").build(), NtkConfig(trace_axes=trace_axes), ExportConfig())
+    model, x, sketch = plan.model, plan.model.examples(2), Sketch(32)
+    oracle = ExplicitOracle(model, plan.ntk, x, False, silent)
+    monkeypatch.setattr(module, "_BYTES_OF_PROOF", 1 << 12)  # some outputs and examples at a time
+    kernel, features = oracle.with_features(model.trainable, x, sketch, trace_axes)
+    np.testing.assert_allclose(kernel, oracle.kernel(model.trainable, x), rtol=1e-12)
+    np.testing.assert_allclose(
+        features, oracle.features(model.trainable, x, sketch, trace_axes), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_outputs_by_themselves_and_combinations():

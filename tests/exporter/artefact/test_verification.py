@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import exporter.artefact.oracle
 import exporter.artefact.verification
+from exporter.artefact import expected
 from exporter.artefact.reloading import ReloadingProcess
 from exporter.artefact.verification import verify
 from exporter.config import ExportConfig, NtkConfig, VerifyConfig
@@ -214,6 +215,20 @@ def test_activation_within_rounding_of_its_kink(answers):
     jump = np.max(np.abs(other - right)) / np.max(np.abs(right))
     assert jump > 0.1
     assert verification.at_kinks == pytest.approx({f"{kind}/ntk_symmetric": jump for kind in KINDS}, rel=1e-5)
+
+
+def test_kinks_are_looked_for_where_and_as_long_as_something_is_off(answers, monkeypatch):
+    """Of a large model each float64 evaluation takes a minute."""
+    right, other, plan = kinked()
+    asked = []
+    of = expected.Expected.of
+    monkeypatch.setattr(
+        expected.Expected, "of", lambda self, names, *args: asked.append(list(names)) or of(self, names, *args)
+    )
+    names = ("ntk_symmetric", "ntk_diagonal")
+    answers(ntk_symmetric=other, ntk_diagonal=np.diag(right))
+    check(plan, "nowhere", names)
+    assert asked == [list(names), *[["ntk_symmetric"]] * 2]
 
 
 def test_activation_that_is_not_near_enough_to_its_kink(answers):
