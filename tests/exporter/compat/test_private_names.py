@@ -27,6 +27,7 @@ NAMES = {
         "jax.extend.core.jaxpr_as_fun",
         "jax.extend.mlir.deserialize_portable_artifact",
         "jax.extend.mlir.serialize_portable_artifact",
+        "jax.interpreters.batching",
         "jax.interpreters.mlir.make_ir_context",
         "jax.interpreters.partial_eval.dce_jaxpr",
         "jax.interpreters.partial_eval.dce_jaxpr_consts",
