@@ -15,7 +15,7 @@ from exporter.ntk.count_sketch import Sketch
 from serving.shared import reference
 
 # Changes of parameters and inputs, in roundings of each number, that may put an activation on the other side of a kink:
-# the largest first, which mostly explains all.
+# the largest first, as it explains most.
 _ROUNDINGS = (4, 2, 1)
 
 
