@@ -20,7 +20,7 @@ from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
 from exporter.ntk.layerwise.lowering import as_on_platforms
-from exporter.ntk.layerwise.projected import ProjectedFeatures
+from exporter.ntk.layerwise.projection import Projection
 from exporter.plan.schedule import Schedule
 
 
@@ -32,7 +32,7 @@ def functions_by_blocks(
     swap: Sequence[int],
     platforms: Sequence[str],
     precision: str,
-    projected: ProjectedFeatures | None = None,
+    projected: Projection | None = None,
     lowered: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Compute], References | None]:
     """How each signature is computed, and kernels with examples whose features are kept, unless it takes passes.

@@ -18,7 +18,8 @@ from exporter.errors import ExportError
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.kernel import Undivided
 from exporter.ntk.layerwise.engine import LayerwiseParts
-from exporter.ntk.layerwise.projected import ProjectedFeatures
+from exporter.ntk.layerwise.lowering import of_platforms
+from exporter.ntk.layerwise.projection import Projection
 from exporter.ntk.measure import bytes_of_program
 from exporter.plan.planning import Plan
 from exporter.plan.schedule import LARGEST_BLOCK, Blocks, Schedule, frozen_sizes
@@ -52,7 +53,7 @@ class Choice:
     schedule: Schedule | None = None
     features_bytes: int = 0
     work_bytes: int = 0
-    projected: ProjectedFeatures | None = None
+    projected: Projection | None = None
 
     @property
     def bytes(self) -> int:
@@ -109,16 +110,16 @@ def _with_projection(plan: Plan, choice: Choice, sketch: Sketch) -> Choice:
 
     Of the Jacobian there is never more than one site's, so mostly that is the largest block of features. One in between
     would be no faster for each example, and takes longest of all programs to compile. Deep models, of which it takes
-    longest, have a single small one: of a MobileNetV3Small for images of 32×32 blocks of 4 examples take 23 ms, which
-    is 6 ms for each, where a block of 1 takes 12 ms and one of 16 takes 5 ms for each.
+    longest, have a single small one: for one example it takes about twice as long as a block of one, and for many
+    hardly longer than large ones.
     """
     memory = int(SHARE * plan.export.memory_budget / 2)
-    projected = ProjectedFeatures(
+    projected = Projection(
         plan.all_outputs.traced,
         sketch,
         trace_axes=plan.ntk.trace_axes,
         memory=memory,
-        platforms=plan.export.platforms,
+        hows=of_platforms(plan.export.platforms),
     )
     needed = projected.bytes_at_work(1)
     if needed > plan.export.memory_budget:

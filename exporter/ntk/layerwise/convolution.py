@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from exporter.ntk.equations import aval, bind
 
 Array = Any
 
-# convolve(window, groups, data, kernel, options), see `by_xla`.
-Convolve = Callable[["Window", int, Array, Array, Mapping[str, Any]], Array]
+Options = tuple[tuple[str, Any], ...]  # of products and convolutions, by name
+# convolve(window, groups, options, data, kernel), see `by_xla`.
+Convolve = Callable[["Window", int, Options, Array, Array], Array]
 # make(window, groups, data): patches, see `sliced`.
 Patches = Callable[["Window", int, Array], Array]
 
@@ -264,31 +265,31 @@ def bind_channels_last(convolve: Convolve, eqn: JaxprEqn, values: Sequence[Array
     if eqn.params["batch_group_count"] > 1 or rank == 0:  # without spatial axes it is a product of matrices
         return bind(eqn, values)
     window, dtype = Window.of(eqn), values[0].dtype
-    options = {key: eqn.params[key] for key in ("precision", "preferred_element_type")}
+    options = tuple((key, eqn.params[key]) for key in ("precision", "preferred_element_type"))
 
     @jax.custom_vjp
     def differentiable(a: Array, w: Array) -> Array:
-        return convolve(window, groups, a, w, options)
+        return convolve(window, groups, options, a, w)
 
     def backward(w: Array, d: Array) -> tuple[Array, Array]:
         # (*kernel, channels of a group, groups, features) to (*kernel, features, groups, channels), the taps in reverse
         w_t = jnp.swapaxes(w.reshape(*w.shape[:-1], groups, -1), -1, -3)
         w_t = jnp.flip(w_t.reshape(*w_t.shape[:-2], -1), range(rank)).astype(d.dtype)
-        return convolve(window.transposed, groups, d, w_t, options).astype(dtype), jnp.zeros_like(w)
+        return convolve(window.transposed, groups, options, d, w_t).astype(dtype), jnp.zeros_like(w)
 
     differentiable.defvjp(lambda a, w: (differentiable(a, w), w), backward)
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
     if window.pointwise and groups == 1:
         w = lax.squeeze(values[1], dn.rhs_spec[2:])
         channels = int(dn.rhs_spec[1] > dn.rhs_spec[0])  # which of the two axes left they are
-        y = lax.dot_general(a, w, (((a.ndim - 1,), (channels,)), ((), ())), **options)
+        y = lax.dot_general(a, w, (((a.ndim - 1,), (channels,)), ((), ())), **dict(options))
     else:
         y = differentiable(a, jnp.transpose(values[1], (*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])))
     axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
     return [jnp.transpose(y, [axes.index(axis) for axis in range(len(axes))])]
 
 
-def by_xla(window: Window, groups: int, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
+def by_xla(window: Window, groups: int, options: Options, a: Array, w: Array) -> Array:
     """(batch, *inputs, channels) and (*kernel, channels of a group, features) to (batch, *outputs, features)."""
     rank = len(window.inputs)
     last = (0, rank + 1, *range(1, rank + 1))
@@ -301,15 +302,15 @@ def by_xla(window: Window, groups: int, a: Array, w: Array, options: Mapping[str
         window.dilations,
         lax.ConvDimensionNumbers(last, (rank + 1, rank, *range(rank)), last),
         feature_group_count=groups,
-        **options,
+        **dict(options),
     )
 
 
-def on_cpu(window: Window, groups: int, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
+def on_cpu(window: Window, groups: int, options: Options, a: Array, w: Array) -> Array:
     """The same, where XLA:CPU's is slow as a sum over the kernel's taps, which XLA fuses."""
     axis = next(filter(window.phased, range(len(window.inputs))), None)
     if axis is not None:
-        return _interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, a, w, options), w)
+        return _interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, options, a, w), w)
     for axis in range(len(window.inputs)):
         first, window = window.met(axis)
         w = lax.slice_in_dim(w, first, first + window.kernel[axis], 1, axis)
@@ -318,10 +319,10 @@ def on_cpu(window: Window, groups: int, a: Array, w: Array, options: Mapping[str
     if math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1:
         y = gathered(window, 1, a)[0] @ w.reshape(-1, w.shape[-1])
         return y.reshape(a.shape[0], *window.outputs, -1)
-    return _ungrouped(window, a, w, options)
+    return _ungrouped(window, options, a, w)
 
 
-def _ungrouped(window: Window, a: Array, w: Array, options: Mapping[str, Any]) -> Array:
+def _ungrouped(window: Window, options: Options, a: Array, w: Array) -> Array:
     """XLA's own of at most two spatial axes: that of three is far slower than a sum of these."""
     rank = len(window.inputs)
     if any(k > n for k, n in zip(window.kernel, window.inputs, strict=True)):
@@ -332,10 +333,10 @@ def _ungrouped(window: Window, a: Array, w: Array, options: Mapping[str, Any]) -
         total: Array = 0.0
         for tap in range(len(w)):
             x = first.under_tap(padded, 0, 1, tap)
-            y = _ungrouped(rest, x.reshape(-1, *x.shape[2:]), w[tap], options)
+            y = _ungrouped(rest, options, x.reshape(-1, *x.shape[2:]), w[tap])
             total = total + y.reshape(*x.shape[:2], *y.shape[1:])
         return total
-    return by_xla(window, 1, a, w, options)
+    return by_xla(window, 1, options, a, w)
 
 
 def _interleaved(window: Window, axis: int, convolve: Callable[[Window, Array], Array], w: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -89,27 +89,24 @@ def _binding(convolve: convolution.Convolve) -> Bind:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Of:
-    """A function of arrays and of what is not one."""
+class _Given:
+    """A function with its first arguments; unlike `functools.partial`, equal ones are equal."""
 
     fn: Callable[..., Any]
-    window: convolution.Window
-    groups: int
-    options: tuple[tuple[str, Any], ...] | None = None
+    first: tuple[Any, ...]
 
-    def __call__(self, *arrays: Any) -> Any:
-        options = () if self.options is None else (dict(self.options),)
-        return self.fn(self.window, self.groups, *arrays, *options)
+    def __call__(self, *others: Any) -> Any:
+        return self.fn(*self.first, *others)
 
 
-def _convolve_anywhere(window: convolution.Window, groups: int, a: Any, w: Any, options: Mapping[str, Any]) -> Any:
-    given = window, groups, tuple(options.items())
-    return on_platform(_Of(convolution.on_cpu, *given), _Of(convolution.by_xla, *given))(a, w)
+def _convolve_anywhere(window: convolution.Window, groups: int, options: convolution.Options, a: Any, w: Any) -> Any:
+    first = (window, groups, options)
+    return on_platform(_Given(convolution.on_cpu, first), _Given(convolution.by_xla, first))(a, w)
 
 
 def _patches_anywhere(window: convolution.Window, groups: int, a: Any) -> Any:
-    given = window, groups
-    return on_platform(_Of(convolution.gathered, *given), _Of(convolution.sliced, *given))(a)
+    first = (window, groups)
+    return on_platform(_Given(convolution.gathered, first), _Given(convolution.sliced, first))(a)
 
 
 def _through_loop_on_cpu(true: Any, d: Any) -> Any:

@@ -38,7 +38,7 @@ def _batched(args: Sequence[Any], axes: Sequence[Any], *, cpu: Fn, default: Fn) 
 
 
 _platform_p = Primitive("on_platform")
-_platform_p.def_impl(lambda *args, **fns: jax.jit(functools.partial(_platform_p.bind, **fns))(*args))
+_platform_p.def_impl(jax.jit(_platform_p.bind, static_argnames=("cpu", "default")))
 _platform_p.def_abstract_eval(lambda *args, cpu, default: shaped_abstractify(jax.eval_shape(default, *args)))
 batching.primitive_batchers[_platform_p] = _batched
 mlir.register_lowering(_platform_p, mlir.lower_fun(lambda *args, cpu, default: default(*args), multiple_results=False))

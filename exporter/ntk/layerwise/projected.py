@@ -1,4 +1,4 @@
-"""`ntk_features` as JAX functions for all platforms: of a model already traced, or of one traced when it is called."""
+"""`ntk_features` as a JAX function, which traces the model when it is called."""
 
 from __future__ import annotations
 
@@ -11,55 +11,6 @@ from exporter.ntk.layerwise.lowering import of_all, of_platforms
 from exporter.ntk.layerwise.projection import Projection
 
 Array = Any
-
-
-class ProjectedFeatures:
-    """Features (n, ..., D) of examples, whose products approximate the kernel; lowered for several platforms."""
-
-    def __init__(
-        self,
-        traced: ExampleFeatures,
-        sketch: Sketch,
-        *,
-        trace_axes: Sequence[int],
-        memory: int,
-        platforms: Sequence[str] | None,
-    ) -> None:
-        """Takes a traced model.
-
-        Args:
-          traced: it.
-          sketch: the projection.
-          trace_axes: axes of the output, counted with the batch axis, that the kernel is averaged over.
-          memory: bytes that derivatives may take; of more outputs they are made for some at a time.
-          platforms: those that are lowered for; None for any.
-        """
-        self._memory = memory
-        self._projection = Projection(
-            traced, sketch, trace_axes=[a - 1 for a in trace_axes], hows=of_platforms(platforms)
-        )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one example's features."""
-        return self._projection.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Of features."""
-        return self._projection.dtype
-
-    def bytes_at_work(self, examples: int) -> int:
-        """That so many examples take at least, of one output at a time, counted from shapes."""
-        return self._projection.bytes_at_work(examples, 1)
-
-    def of_any_number(self, most: int) -> bool:
-        """Whether a program for any number of examples, up to so many, is as fast as one for a known number."""
-        return self._projection.of_any_number(most, self._memory)
-
-    def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int | None = None) -> Array:
-        """The features of examples x, of which there are at most so many if their number is symbolic."""
-        return self._projection.compute(trainable, frozen, x, self._memory, most)
 
 
 def projected_features_fn(
@@ -93,7 +44,7 @@ def projected_features_fn(
             diagonal_axes=(),
             how=of_all(platforms),
         )
-        projected = ProjectedFeatures(traced, sketch, trace_axes=trace_axes, memory=memory, platforms=platforms)
-        return projected(trainable, frozen, x)
+        project = Projection(traced, sketch, trace_axes=trace_axes, memory=memory, hows=of_platforms(platforms))
+        return project(trainable, frozen, x)
 
     return features

@@ -10,7 +10,6 @@ and of the Jacobian need be in memory than those of the sites at hand.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -54,25 +53,32 @@ class _Outputs:
 
 
 class Projection:
-    """Features of examples: a random projection of their Jacobians.
+    """Features (n, ..., D) of examples, whose products approximate the kernel: a random projection of their Jacobians.
 
     Attributes:
       dtype: of the features.
     """
 
     def __init__(
-        self, features: ExampleFeatures, sketch: Sketch, *, trace_axes: Sequence[int], hows: Collection[Lowering]
+        self,
+        features: ExampleFeatures,
+        sketch: Sketch,
+        *,
+        trace_axes: Sequence[int],
+        memory: int,
+        hows: Collection[Lowering],
     ) -> None:
         """Takes a traced model.
 
         Args:
           features: the model, its sites and their order.
           sketch: the projection.
-          trace_axes: axes of the output, without the batch axis and not negative, over which features are summed.
+          trace_axes: axes of the output, counted with the batch axis and not negative, over which features are summed.
+          memory: bytes that derivatives may take; of more outputs they are made for some at a time.
           hows: how the platforms are lowered for: where they have a cache, examples, and the rows of variables, are
             taken one after the other.
         """
-        self._features, self._sketch, self._hows = features, sketch, hows
+        self._features, self._sketch, self._memory, self._hows = features, sketch, memory, hows
         jaxpr = features.trace.jaxpr
         specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
         self._shapes = [spec.shape for spec in specs[: len(features.variables)]]
@@ -81,8 +87,8 @@ class Projection:
         self._first = [0, *itertools.accumulate(sketch.rows(shape) for shape in self._shapes)]
         self._prefixes = Prefixes(features.trace, specs[: -features.inputs])
         self._output_shape = features.trace.jaxpr.outvars[0].aval.shape[1:]
-        self._traced_axes = [a for a in range(len(self._output_shape)) if a in trace_axes]
-        self._kept_shape = [n for a, n in enumerate(self._output_shape) if a not in trace_axes]
+        self._traced_axes = [a - 1 for a in sorted(trace_axes)]
+        self._kept_shape = [n for a, n in enumerate(self._output_shape) if a not in self._traced_axes]
         self._order = sorted(_groups_alone(features), key=lambda c: -max(_sites(c)))
 
     @property
@@ -90,45 +96,34 @@ class Projection:
         """Of one example's features: the axes of the output that are not traced, and D."""
         return (*self._kept_shape, self._sketch.dimensions)
 
-    def bytes_at_work(self, examples: int, outputs: int) -> int:
-        """Of derivatives, Jacobians and buffers for so many examples and outputs at a time, counted from shapes."""
+    def bytes_at_work(self, examples: int) -> int:
+        """Of derivatives, Jacobians and buffers for so many examples and one output at a time, counted from shapes."""
         sites = self._features.sites
         derivative = max((math.prod(site.steps + site.perturbed) for site in sites), default=0)
         largest = max((math.prod(shape) for shape in self._shapes), default=0)
         each = 3 * derivative + 4 * self._sketch.dimensions
-        return self.dtype.itemsize * outputs * (examples * each + 3 * largest)
+        return self.dtype.itemsize * (examples * each + 3 * largest)
 
-    def compute(self, trainable: Any, frozen: Any, x: tuple[Array, ...], memory: int, most: int | None = None) -> Array:
-        """The features (n, ..., D) of examples, of as many outputs at a time as fit into so many bytes.
-
-        If n is symbolic there are at most `most`, all of which are computed together.
-        """
+    def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int | None = None) -> Array:
+        """The features of examples x; if their number is symbolic of at most `most`, which are computed together."""
         if most is not None:
-            return self._compute(trainable, frozen, x, memory=memory, most=most, hows=self._hows)
+            return self._compute(trainable, frozen, x, most, self._hows)
         n = x[0].shape[0]
         if n == 0:
             return jnp.zeros((0, *self.shape), self.dtype)
 
         def by_parts(*hows: Lowering) -> Array:
             part = self._examples_in_cache(n, *hows)
-            compute = functools.partial(self._compute, trainable, frozen, memory=memory, most=part, hows=hows)
-            return _by_parts(lambda *x: compute(x), part, *x)
+            return _by_parts(lambda *x: self._compute(trainable, frozen, x, part, hows), part, *x)
 
         together = self._examples_in_cache(n, *self._hows) == n
         return by_parts(*self._hows) if together else by_platform(by_parts, self._hows)
 
     def _compute(
-        self,
-        trainable: Any,
-        frozen: Any,
-        x: tuple[Array, ...],
-        *,
-        memory: int,
-        most: int,
-        hows: Collection[Lowering],
+        self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int, hows: Collection[Lowering]
     ) -> Array:
         n = x[0].shape[0]
-        chunks = self._chunks(max(1, memory // self.bytes_at_work(most, 1)))
+        chunks = self._chunks(max(1, self._memory // self.bytes_at_work(most)))
         kept = math.prod(self._kept_shape)
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
 
@@ -223,12 +218,12 @@ class Projection:
 
         return by_platform(added, hows)
 
-    def of_any_number(self, most: int, memory: int) -> bool:
-        """Whether any number of examples, up to so many, may be computed together: in caches, or so many bytes."""
+    def of_any_number(self, most: int) -> bool:
+        """Whether any number of examples, up to so many, may be computed together: in caches, or the given memory."""
         if any(how.cache is not None for how in self._hows):
             return self._examples_in_cache(most, *self._hows) == most
         largest = max(map(math.prod, self._shapes), default=0)
-        return self.dtype.itemsize * math.prod(self._output_shape) * most * largest <= memory
+        return self.dtype.itemsize * math.prod(self._output_shape) * most * largest <= self._memory
 
     def _examples_in_cache(self, examples: int, *hows: Lowering) -> int:
         """Of how many examples, a divisor of their number, the derivatives of all outputs fit each cache, or one."""

@@ -69,8 +69,8 @@ def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, c
         monkeypatch.setattr(module, name, 1)
     features = ExampleFeatures(wide, params, {}, x, counts=(1, 1), trace_axes=(2,), diagonal_axes=())
     how = dataclasses.replace(lowering.DEFAULT, cache=cache)
-    project = Projection(features, SKETCH, trace_axes=[1], hows=[how])
-    received = jax.jit(lambda p, x: project.compute(p, {}, x, memory))(params, x)
+    project = Projection(features, SKETCH, trace_axes=[2], memory=memory, hows=[how])
+    received = jax.jit(lambda p, x: project(p, {}, x))(params, x)
     assert received.shape == (4, 3, 16)
     assert_close(received, expected)
 
