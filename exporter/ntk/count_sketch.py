@@ -88,26 +88,28 @@ class Sketch:
         self, total: np.ndarray, path: str, shape: Sequence[int], output: int, gradients: np.ndarray, count: int
     ) -> None:
         """Adds to `total` (n, D) what gradients (n, size) of one output, of `count` traced ones, are of features."""
-        negative, place = self.of_variable(path, shape, output)
-        for row, gradient in zip(total, gradients, strict=True):
-            row += np.bincount(place, np.where(negative, -gradient, gradient), self.dimensions) / math.sqrt(count)
+        signs, shifts = self.of_variable(path, shape, output)
+        for turned, gradient in zip(total, gradients, strict=True):
+            rows = np.zeros(signs.shape)
+            np.divide(gradient, math.sqrt(count), out=rows.reshape(-1)[: gradient.size])
+            rows *= signs
+            for row, shift in zip(rows, shifts, strict=True):
+                turned[shift:] += row[: len(row) - shift]
+                turned[:shift] += row[len(row) - shift :]
 
     def of_variable(self, path: str, shape: Sequence[int], output: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each entry of a variable in C order and one output whether its sign is negative, and its place."""
+        """The signs (rows, D), 1 or -1, of a variable's rows for one output, and the rows' shifts (rows,)."""
         signs, shifts, output_signs = map(_uint32, self.keys(path, shape))
         group = np.full(1, output // self.dimensions, np.uint32)
-        entry = np.arange(math.prod(shape))
-        row, place = np.divmod(entry, self.dimensions)
         rows = np.arange(self.rows(shape), dtype=np.uint32)
         blocks = np.arange(len(rows) * self.words // 2, dtype=np.uint32)
         words = np.stack(threefry(signs, (blocks, group)), -1).reshape(len(rows), self.words)
-        shift = threefry(shifts, (rows, group))[0] % np.uint32(self.dimensions)
         pair = threefry(output_signs, (rows, np.full(1, output // (2 * BITS), np.uint32)))
-        of_entry = words[row, place // BITS] >> (place % BITS).astype(np.uint32)
-        of_row = pair[output // BITS % 2] >> np.uint32(output % BITS)
-        negative = ((of_entry ^ of_row[row]) & np.uint32(1)).astype(bool)
+        words ^= -(pair[output // BITS % 2] >> np.uint32(output % BITS) & np.uint32(1))[:, None]  # all bits of a word
+        bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=-1, bitorder="little")
+        shift = threefry(shifts, (rows, group))[0] % np.uint32(self.dimensions)
         offset = self.output_shifts[output % self.dimensions]
-        return negative, (place + shift[row] + offset) % self.dimensions
+        return 1 - 2 * bits[:, : self.dimensions].astype(np.int8), (shift + offset) % self.dimensions
 
     def _keys(self, *of: str) -> tuple[tuple[int, int], ...]:
         text = "\n".join((f"ntk_features {VERSION}", str(self.seed), *of))

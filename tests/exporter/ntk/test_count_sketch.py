@@ -62,8 +62,8 @@ def test_products_are_unbiased_and_vary_as_promised(dimensions, count, size, noi
 
 def test_features_of_other_seeds_variables_and_outputs_differ():
     sketch, (path, shape) = Sketch(64), ("kernel", (20, 30))
-    negative, place = sketch.of_variable(path, shape, 0)
+    signs, shifts = sketch.of_variable(path, shape, 0)
     for other in (Sketch(64, 1).of_variable(path, shape, 0), sketch.of_variable("bias", shape, 0)):
-        assert np.mean(negative == other[0]) == pytest.approx(0.5, abs=0.1)
-        assert np.mean(place == other[1]) < 0.1
-    assert not np.any(place == sketch.of_variable(path, shape, 1)[1])
+        assert np.mean(signs == other[0]) == pytest.approx(0.5, abs=0.1)
+        assert np.mean(shifts == other[1]) < 0.1
+    assert not np.any(shifts == sketch.of_variable(path, shape, 1)[1])
