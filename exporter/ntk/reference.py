@@ -91,9 +91,11 @@ def reference_ntk(
     # Only outputs at one position of the traced and diagonal axes meet: the kept ones there are a part of the outputs.
     parts, places = _parts(shape, reduced, [*trace_axes, *diagonal_axes])
     row = 8 * max(1, sum(np.size(v) for v in trainable.values())) * len(parts[0])  # bytes of one example's Jacobian
-    together = max(1, memory // 2 // (row * max(left.count, right.count)))  # parts
+    # Of one side that fits as a whole nothing is written twice; else a block of each side is held.
+    memory = memory if left is right and row * left.count <= memory else memory // 2
+    together = max(1, memory // (row * max(left.count, right.count)))  # parts
     together = -(-len(parts) // -(-len(parts) // together))  # the last ones are nearly as many
-    examples = max(1, memory // 2 // row)
+    examples = max(1, memory // row)
     for first in range(0, len(parts), together):
         some = parts[first : first + together]
         for j in range(0, right.count, examples):
