@@ -73,7 +73,8 @@ class Accumulator:
         """
         blocks = (a.shape[2] - (bias is not None)) // block
         if blocks:
-            self._buffers = _add_blocks(self._buffers, first, a, d, self._drawn, block=block, blocks=blocks)
+            how = {"block": block, "blocks": blocks, "at_once": self.at_once}
+            self._buffers = _add_blocks(self._buffers, first, a, d, self._drawn, **how)
         rest = _written_out(a[:, :, blocks * block :], d)
         if bias is not None:
             self.add_entries(bias, rest[:, :, -1])
@@ -173,28 +174,31 @@ def _rolled_sum(jacobian: Array, first: int, drawn: Drawn) -> Array:
     return jnp.sum(jnp.take_along_axis(signed, places[None, None], 3), 2)
 
 
-def block_of(columns: int, dimensions: int, bytes_of_entry: int) -> int:
+def block_of(columns: int, dimensions: int, bytes_of_entry: int, bytes_of_block: int) -> int:
     """How many rows of a matrix's Jacobian, whole rows of D entries together, are made at a time; 0 for none.
 
     Args:
       columns: of the matrix.
       dimensions: D.
       bytes_of_entry: of an entry for all examples and outputs.
+      bytes_of_block: of a block for all of these, if that is a row of D entries at least.
     """
     unit = dimensions // math.gcd(dimensions, columns)
     of_unit = bytes_of_entry * unit * columns
-    return 0 if of_unit > LARGEST_BLOCK else unit * max(1, BLOCK // of_unit)
+    return 0 if of_unit > LARGEST_BLOCK else unit * max(1, bytes_of_block // of_unit)
 
 
-@functools.partial(jax.jit, static_argnames=("block", "blocks"))
-def _add_blocks(buffers: Array, first: Array, a: Array, d: Array, drawn: Drawn, *, block: int, blocks: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("block", "blocks", "at_once"))
+def _add_blocks(
+    buffers: Array, first: Array, a: Array, d: Array, drawn: Drawn, *, block: int, blocks: int, at_once: bool
+) -> Array:
     """Buffers with the first blocks of a matrix's Jacobian added; see `Accumulator.add_factors`."""
     rows = block * d.shape[3] // drawn.dimensions
 
     def add(k: Array, buffers: Array) -> Array:
         part = _written_out(lax.dynamic_slice_in_dim(a, k * block, block, 2), d)
         entries = part.reshape(*part.shape[:2], -1)
-        return _add_rows(buffers, first + k * rows, entries, drawn, at_once=False)
+        return _add_rows(buffers, first + k * rows, entries, drawn, at_once=at_once)
 
     return lax.fori_loop(0, blocks, add, buffers)
 

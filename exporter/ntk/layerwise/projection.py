@@ -10,6 +10,7 @@ and of the Jacobian need be in memory than those of the sites at hand.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +23,7 @@ from jax import lax
 
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise import rules
-from exporter.ntk.layerwise.buffers import Accumulator, block_of, folded
+from exporter.ntk.layerwise.buffers import BLOCK, Accumulator, block_of, folded
 from exporter.ntk.layerwise.drawn import Drawn, draw
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
 from exporter.ntk.layerwise.hoisting import independent_first
@@ -100,9 +101,20 @@ class Projection:
         """Of derivatives, Jacobians and buffers for so many examples and one output at a time, counted from shapes."""
         sites = self._features.sites
         derivative = max((math.prod(site.steps + site.perturbed) for site in sites), default=0)
-        largest = max((math.prod(shape) for shape in self._shapes), default=0)
         each = 3 * derivative + 4 * self._sketch.dimensions
-        return self.dtype.itemsize * (examples * each + 3 * largest)
+        return self.dtype.itemsize * (examples * each + 3 * self._largest_written)
+
+    @functools.cached_property
+    def _largest_written(self) -> int:
+        """How many numbers of one output's Jacobian by a variable are written out at a time, at most."""
+        whole = [0 if self._in_blocks(c) else max(math.prod(self._shapes[k]) for k in c.leaves) for c in self._order]
+        return max([TOGETHER // self.dtype.itemsize if 0 in whole else 0, *whole])
+
+    def _in_blocks(self, component: Component) -> bool:
+        """Whether a component's Jacobian is never written out, as it would not fit; on CPUs others are not either."""
+        leaf = component.leaves[0]
+        too_large = 3 * self.dtype.itemsize * math.prod(self._shapes[leaf]) > self._memory
+        return too_large and self._is_variable(component) and self._block(component, 1, at_once=False) > 0
 
     def __call__(self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int | None = None) -> Array:
         """The features of examples x; if their number is symbolic of at most `most`, which are computed together."""
@@ -269,7 +281,7 @@ class Projection:
         """Adds a component's Jacobians, of the examples (n, ...) of `data` and `own`."""
         features = self._features
         site = features.sites[component.groups[0][0]]
-        identity = site.param.key == (-1 - component.leaves[0],)
+        identity = self._is_variable(component)
         first = self._first[component.leaves[0]]
         if identity and component.shape is not None and site.rule is rules.EMBEDDING and _of_rows(site):
 
@@ -279,7 +291,8 @@ class Projection:
             total.add_embedded(first, *jax.vmap(factors)(data, own))
             return
 
-        block = self._block(component, total) if identity else 0
+        whole = not identity or (total.at_once and not self._in_blocks(component))
+        block = 0 if whole else self._block(component, total.count, at_once=total.at_once)
         bias = None if component.bias is None else min(features.sites[component.bias].param.leaves)
         if block:
 
@@ -302,12 +315,18 @@ class Projection:
         for leaf, jacobian in zip(component.leaves, made, strict=True):
             total.add_entries(self._first[leaf], jacobian)
 
-    def _block(self, component: Component, total: Accumulator) -> int:
-        """How many rows of a component's matrix are made at a time; 0 for all, or if it has no matrix."""
+    def _is_variable(self, component: Component) -> bool:
+        """Whether a component's parameter is its variable as it is."""
+        return self._features.sites[component.groups[0][0]].param.key == (-1 - component.leaves[0],)
+
+    def _block(self, component: Component, count: int, *, at_once: bool) -> int:
+        """How many rows of a component's matrix are made at a time for so many buffers; 0 if it has no matrix."""
         site = self._features.sites[component.groups[0][0]]
-        if component.shape is None or total.at_once or not _in_order(site):
+        if component.shape is None or not _in_order(site):
             return 0
-        return block_of(component.shape.derivative, self._sketch.dimensions, self.dtype.itemsize * total.count)
+        bytes_of_entry = self.dtype.itemsize * count
+        of_block = TOGETHER if at_once else BLOCK
+        return block_of(component.shape.derivative, self._sketch.dimensions, bytes_of_entry, of_block)
 
     def _with_output_shifts(self, total: Array, buffers: Array, outputs: _Outputs) -> Array:
         """`total` (n, kept, 2 D) with the buffers of outputs added, each shifted by its own amount."""

@@ -13,6 +13,8 @@ from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.analysis import Sort, Trace
 from exporter.ntk.layerwise.convolution import Window, bind_channels_last, by_xla, fold, folds
+from exporter.ntk.layerwise.engine import LayerwiseParts
+from exporter.ntk.measure import bytes_of_program
 
 
 def equation(rng, rank, *, groups=1, at_least=3, **given):
@@ -238,3 +240,23 @@ def test_bias_of_a_convolution_takes_the_kept_derivative():
     assert [v.aval.shape for v in trace.materialized] == [(1, 28, 28, 8)]
     (addition,) = (eqn for eqn in jaxpr.eqns if eqn.outvars[0] in trace.materialized)
     assert addition.primitive.name == "add"
+
+
+def test_large_patches_are_in_memory_one_layer_after_the_other():
+    """Of 7x7 taps at 56x56 positions with 32 channels they take 20 MB, as in a ConvNeXt, which has three such layers."""
+    params = {f"w{k}": jax.ShapeDtypeStruct((7, 7, 1, 32), jnp.float32) for k in range(4)}
+    x = (jax.ShapeDtypeStruct((1, 56, 56, 32), jnp.float32),)
+
+    def apply_fn(p, s, x):
+        y = x[0]
+        for w in p.values():
+            y = jnp.tanh(
+                lax.conv_general_dilated(
+                    y, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=32
+                )
+            )
+        return y.mean((1, 2))[:, :2]
+
+    parts = LayerwiseParts(apply_fn, params, {}, x, counts=(4, 4), trace_axes=(1,), diagonal_axes=())
+    patches = 4 * 49 * 56 * 56 * 32
+    assert bytes_of_program(parts.features, params, {}, x) < 2.5 * patches

@@ -8,9 +8,10 @@ import pytest
 from cpu_engine import projected_features_fn
 
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.layerwise import buffers, lowering, projection
+from exporter.ntk.layerwise import lowering, projection
 from exporter.ntk.layerwise.features import ExampleFeatures
 from exporter.ntk.layerwise.projection import Projection
+from exporter.ntk.measure import bytes_of_program
 from exporter.ntk.reference_features import reference_features
 
 SKETCH = Sketch(16, seed=3)
@@ -65,7 +66,7 @@ def expected(model):
 def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, cache, memory):
     """Blocks of factors, examples and outputs one after the other or not, and platforms where all rows move at once."""
     params, x = model
-    for module, name in ((buffers, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE")):
+    for module, name in ((projection, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE")):
         monkeypatch.setattr(module, name, 1)
     features = ExampleFeatures(wide, params, {}, x, counts=(1, 1), trace_axes=(2,), diagonal_axes=())
     how = dataclasses.replace(lowering.DEFAULT, cache=cache)
@@ -73,6 +74,20 @@ def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, c
     received = jax.jit(lambda p, x: project(p, {}, x))(params, x)
     assert received.shape == (4, 3, 16)
     assert_close(received, expected)
+
+
+@pytest.mark.parametrize("how", [lowering.DEFAULT, lowering.CPU])
+def test_a_jacobian_that_does_not_fit_is_never_in_memory(how):
+    """That of one output by the matrix takes 200 MB, and its signs and shifted rows as much again."""
+    params = {"w": jax.ShapeDtypeStruct((12_500, 4_000), jnp.float32)}
+    x = (jax.ShapeDtypeStruct((1, 12_500), jnp.float32),)
+
+    def apply_fn(p, s, x):
+        return (x[0] @ p["w"])[:, :2]
+
+    features = ExampleFeatures(apply_fn, params, {}, x, counts=(1, 1), trace_axes=(1,), diagonal_axes=())
+    project = Projection(features, Sketch(4_096), trace_axes=[1], memory=400 << 20, hows=[how])
+    assert bytes_of_program(lambda p, x: project(p, {}, x), params, x) < project.bytes_at_work(1) < 200 << 20
 
 
 def test_more_outputs_than_dimensions(model):
