@@ -107,8 +107,9 @@ class Projection:
     @functools.cached_property
     def _largest_written(self) -> int:
         """How many numbers of one output's Jacobian by a variable are written out at a time, at most."""
-        whole = [0 if self._in_blocks(c) else max(math.prod(self._shapes[k]) for k in c.leaves) for c in self._order]
-        return max([TOGETHER // self.dtype.itemsize if 0 in whole else 0, *whole])
+        sizes = [(c, max(math.prod(self._shapes[k]) for k in c.leaves)) for c in self._order]
+        block = TOGETHER // self.dtype.itemsize
+        return max((min(size, block) if self._in_blocks(c) else size for c, size in sizes), default=0)
 
     def _in_blocks(self, component: Component) -> bool:
         """Whether a component's Jacobian is never written out, as it would not fit; on CPUs others are not either."""
