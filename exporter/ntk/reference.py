@@ -20,8 +20,8 @@ ApplyFn = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...]], Any]
 # Compiled by XLA for few runs: in a third of the time, for programs that run about as fast.
 FEW_RUNS: Mapping[str, Any] = types.MappingProxyType({"xla_backend_optimization_level": 1})
 
-# Gradients of more numbers than this are computed one after the other: together, derivatives by convolutions' kernels are
-# batched products, of operands that XLA copies first, which takes nearly as long as a ResNet-50's products.
+# Gradients of more numbers than this are computed one after the other: together, derivatives by convolutions' kernels
+# are batched products, of operands that XLA copies first, which takes nearly as long as a ResNet-50's products.
 ONE_BY_ONE = 100_000
 
 Vjps = Callable[[Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], Any], list[Any]]

@@ -135,7 +135,7 @@ DENSE = Rule("dense", factors=_dense_factors, assemble=_dense_assemble, columns=
 
 
 # Patches of an example of more numbers than this, 4 MiB, wait for the derivative that they are multiplied with. XLA:CPU
-# makes what it can as soon as it can: those of all layers, 400 MB of a ConvNeXt, while the first derivative is computed.
+# makes what it can as soon as it can: those of all layers, 400 MB of a ConvNeXt, before it has the first derivative.
 MOST_PATCHES = 1 << 20
 
 

@@ -243,7 +243,7 @@ def test_bias_of_a_convolution_takes_the_kept_derivative():
 
 
 def test_large_patches_are_in_memory_one_layer_after_the_other():
-    """Of 7x7 taps at 56x56 positions with 32 channels they take 20 MB, as in a ConvNeXt, which has three such layers."""
+    """Of 7×7 taps at 56×56 positions with 32 channels they take 20 MB; a ConvNeXt has three times as many."""
     params = {f"w{k}": jax.ShapeDtypeStruct((7, 7, 1, 32), jnp.float32) for k in range(4)}
     x = (jax.ShapeDtypeStruct((1, 56, 56, 32), jnp.float32),)
 
