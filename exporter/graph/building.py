@@ -28,6 +28,7 @@ def build_module(plan: Plan, choice: Choice, note: Note = silent) -> KernelModul
             swap=plan.swap,
             platforms=platforms,
             precision=precision,
+            flops=plan.flops_of_example,
             projected=choice.projected,
             lowered=_counted(count_traces(names, choice.schedule), note),
         )

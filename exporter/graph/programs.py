@@ -18,6 +18,7 @@ from exporter.graph import serve_graph
 from exporter.graph.kernel_module import Compute, References
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
+from exporter.graph.turns import LONG, in_turn
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
 from exporter.ntk.layerwise.lowering import as_on_platforms
 from exporter.ntk.layerwise.projection import Projection
@@ -32,6 +33,7 @@ def functions_by_blocks(
     swap: Sequence[int],
     platforms: Sequence[str],
     precision: str,
+    flops: float,
     projected: Projection | None = None,
     lowered: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Compute], References | None]:
@@ -44,10 +46,11 @@ def functions_by_blocks(
       swap: the permutation of the kernel's axes that exchanges x1 and x2.
       platforms: the platforms to lower for.
       precision: of matrix products, or float64 for everything.
+      flops: floating point operations for an example.
       projected: what `ntk_features` returns.
       lowered: called after each function.
     """
-    program = functools.partial(_Program, platforms=platforms, precision=precision, lowered=lowered)
+    program = functools.partial(_Program, platforms=platforms, precision=precision, flops=flops, lowered=lowered)
     parts = schedule.parts
     of_model, of_kernel = (
         Packing(variables, batch_axes=0) for variables in ((model.trainable, model.frozen), parts.variable_specs)
@@ -123,7 +126,7 @@ def _replacement(
     def taken(params: Any, frozen: Any) -> dict[str, Any]:
         return {path: {**params, **frozen}[path] for path in parts.replaced}
 
-    run = program(parts.replace, taken(model.trainable, model.frozen))
+    run = program(parts.replace, taken(model.trainable, model.frozen), flops=None)
 
     def replace(params: Any, frozen: Any) -> tuple[Any, Any]:
         others = run(taken(params, frozen))
@@ -250,6 +253,7 @@ class FrozenRows:
             rowwise=True,
             platforms=platforms,
             precision=precision,
+            flops=part.flops_of_example,
         )
         self._rows = serve_graph.Rowwise(sizes, lambda variables, x: program(variables, tuple(x)), program.results(1))
 
@@ -270,27 +274,32 @@ class _Program:
         polymorphic_shapes: Sequence[Any] | None = None,
         results: Any = None,
         rowwise: bool = False,
+        flops: float | None = None,
         lowered: Callable[[], object] = lambda: None,
     ) -> None:
         """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes.
 
         And if they are known those of its results, so that it need not be traced for them. A `rowwise` one has the
-        examples in its second argument and in its results, and is traced for any number of them.
+        examples in its second argument and in its results, and is traced for any number of them. Where an example of
+        the second argument is known to take at most so many `flops`, only long programs take turns; else all do.
         """
         with enable_x64(precision == "float64"):
             self._results = jax.eval_shape(fn, *specs) if results is None else results
-        self._rowwise = rowwise
+        self._rowwise, self._flops = rowwise, flops
         if rowwise:
             polymorphic_shapes = [None, jax.tree.map(lambda _: "(n, ...)", specs[1]), *[None] * len(specs[2:])]
         self._run = lower(
             fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes, lowered=lowered
         )
+        self._in_turn = in_turn(self._run)
 
     def __call__(self, *args: Any) -> Any:
-        results = self._run(*args)
+        if self._flops is None:
+            return self._in_turn(*args)
+        n = tf.nest.flatten(args[1])[0].shape[0]
+        results = (self._run if n * self._flops < LONG else self._in_turn)(*args)
         if not self._rowwise:
             return results
-        n = tf.nest.flatten(args[1])[0].shape[0]
         return tf.nest.map_structure(lambda a: tf.ensure_shape(a, [n, *a.shape[1:]]), results)
 
     def results(self, sides: int) -> Any:

@@ -49,6 +49,11 @@ class Accumulator:
         self._buffers, self._drawn = buffers, drawn
         self._waiting: list[tuple[int, Array]] = []
 
+    @property
+    def examples(self) -> int:
+        """How many examples' buffers these are."""
+        return self._buffers.shape[0]
+
     def add_entries(self, first: int, jacobian: Array) -> None:
         """Adds a Jacobian (n, R, ...), of entries from the begin of row number `first` on."""
         d = self._drawn.dimensions

@@ -308,7 +308,8 @@ class Projection:
         def jacobians(data: Any, own: Any) -> list[Array]:
             return _jacobians(features, component, data, own | common)
 
-        made = jax.vmap(jacobians)(data, own)
+        # A bias of the output has the same derivative for all examples, and no data.
+        made = jax.vmap(jacobians, axis_size=total.examples)(data, own)
         if bias is not None:
             total.add_entries(self._first[bias], made.pop())
         if not identity:

@@ -102,3 +102,18 @@ def test_no_examples_and_no_traced_axes(model):
     features = jax.jit(projected_features_fn(wide, SKETCH, trace_axes=()))
     assert features(params, {}, (x[0][:0],)).shape == (0, 3, 2, 16)
     assert_close(features(params, {}, x), reference_features(wide, params, {}, x, SKETCH, trace_axes=()))
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_of_the_output_only_a_bias(model, n):
+    """Its derivative is the same for all examples, and there is no data to count them by."""
+    x = (model[1][0].reshape(4, -1)[:n],)
+
+    def biased(p, s, x):
+        return jnp.tanh(x[0][:, :3]) + p["b"]
+
+    params = {"b": np.ones(3, "f")}
+    received = jax.jit(projected_features_fn(biased, SKETCH, trace_axes=(1,)))(params, {}, x)
+    assert received.shape == (n, 16)
+    if n:
+        assert_close(received, reference_features(biased, params, {}, x, SKETCH, trace_axes=(1,)))
