@@ -10,7 +10,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from serving.shared import turns
 from serving.shared.warmup_file import read_requests
 
 _MOST = 4  # requests of a warmup at a time, since each may need the export's memory budget
@@ -33,7 +32,7 @@ def load(path: str | Path, *, warmup: bool = False) -> Any:
     """
     model = tf.saved_model.load(str(path))
     if warmup:
-        with turns.all_at_once(), futures.ThreadPoolExecutor(min(_MOST, os.cpu_count() or 1)) as threads:
+        with futures.ThreadPoolExecutor(min(_MOST, os.cpu_count() or 1)) as threads:
             for _ in threads.map(functools.partial(_ask, model), list(read_requests(Path(path)))):
                 pass
     return model

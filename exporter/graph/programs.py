@@ -18,7 +18,7 @@ from exporter.graph import serve_graph
 from exporter.graph.kernel_module import Compute, References
 from exporter.graph.lowering import lower
 from exporter.graph.packing import Packing
-from exporter.graph.turns import LONG, taking_turns
+from exporter.graph.turns import LONG, in_turn
 from exporter.ntk.kernel import KernelFn, KernelParts, coupled_diagonal_fn, diagonal_fn
 from exporter.ntk.layerwise.lowering import as_on_platforms
 from exporter.ntk.layerwise.projection import Projection
@@ -291,7 +291,7 @@ class _Program:
         self._run = lower(
             fn, platforms=platforms, precision=precision, polymorphic_shapes=polymorphic_shapes, lowered=lowered
         )
-        self._in_turn = taking_turns(self._run)
+        self._in_turn = in_turn(self._run)
 
     def __call__(self, *args: Any) -> Any:
         if self._flops is None:

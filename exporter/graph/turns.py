@@ -16,14 +16,15 @@ from typing import Any
 import tensorflow as tf
 
 from exporter.graph.traced import traced_once
-from serving.shared import turns
 
 # Floating point operations; some milliseconds. A program of fewer does not have that many operations which are large
 # enough to be divided, and many requests for such ones should not wait for each other.
 LONG = 2.0**28
 
+_NAME = "ntk_exporter_long_program"
 
-def taking_turns(program: Callable[..., Any]) -> Callable[..., Any]:
+
+def in_turn(program: Callable[..., Any]) -> Callable[..., Any]:
     """`program`, of which, and of all others in turn, one runs at a time: in a session, or a process without sessions.
 
     Waiting takes no thread.
@@ -35,21 +36,16 @@ def taking_turns(program: Callable[..., Any]) -> Callable[..., Any]:
       A function of the same, traced once for each combination of their shapes.
     """
 
-    def in_turn(*args: Any) -> Any:
+    def waiting(*args: Any) -> Any:
         # Sessions inline functions: a turn that began before arguments are there would wait for those that make them.
         args = tf.nest.map_structure(tf.identity, args)
         with tf.control_dependencies(tf.nest.flatten(args)):
-            at_once = turns.not_needed()
-        return tf.cond(at_once, lambda: program(*args), lambda: alone(args))
-
-    def alone(args: Any) -> Any:
-        with tf.device(turns.CPU):
-            turn = tf.raw_ops.MutexLock(mutex=tf.raw_ops.MutexV2(shared_name=turns.MUTEX))
+            turn = tf.raw_ops.MutexLock(mutex=tf.raw_ops.MutexV2(shared_name=_NAME))
         with tf.control_dependencies([turn]):
             results = program(*args)
-        with tf.control_dependencies(tf.nest.flatten(results)), tf.device(turns.CPU):
+        with tf.control_dependencies(tf.nest.flatten(results)):
             over = tf.raw_ops.ConsumeMutexLock(mutex_lock=turn)
         with tf.control_dependencies([over]):
             return tf.nest.map_structure(tf.identity, results)
 
-    return traced_once(in_turn)
+    return traced_once(waiting)

@@ -7,7 +7,6 @@ microseconds (four floats on two CPU cores), and errors are TF Serving's.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from serving.local_server.errors import ServingError, from_tensorflow, invalid_argument
-from serving.shared import turns
 from serving.shared.batching_parameters import BatchingParameters
 from serving.shared.model_server import session_config
 from serving.shared.tensorflow_names import SavedModelLoader, config_pb2, dismantle_graph, make_callable, meta_graph_pb2
@@ -98,10 +96,6 @@ class Servable:
         except tf.errors.OpError as error:
             raise from_tensorflow(error) from None
         return dict(zip(wanted, map(_as_array, results), strict=True))
-
-    def all_at_once(self) -> contextlib.AbstractContextManager[None]:
-        """Within it long programs are compiled beside each other, and what they compute does not matter."""
-        return turns.all_at_once(self._session)
 
     def close(self) -> None:
         """Frees the model now, rather than when Python next looks for cycles, which graphs are full of."""

@@ -126,8 +126,7 @@ class LocalServer:
         servable = Servable(path, version, batching)
         if self.options.warmup:
             try:
-                with servable.all_at_once():
-                    warmup.replay(servable, self.options.max_message_bytes, self.options.max_concurrency)
+                warmup.replay(servable, self.options.max_message_bytes, self.options.max_concurrency)
             except BaseException:
                 servable.close()
                 raise

@@ -12,10 +12,9 @@ import tensorflow as tf
 from exporter.config import ExportConfig, NtkConfig
 from exporter.graph.building import build_module
 from exporter.graph.lowering import lower
-from exporter.graph.turns import LONG, taking_turns
+from exporter.graph.turns import LONG, in_turn
 from exporter.plan.choosing import choose
 from exporter.plan.planning import make_plan
-from serving.shared import turns
 
 
 class Counted:
@@ -33,7 +32,7 @@ class Counted:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
-        time.sleep(0.1)
+        time.sleep(0.02)
         with self._lock:
             self._now -= 1
         if x.sum() < 0:
@@ -49,7 +48,7 @@ def at_once(fn, count):
 
 def test_one_at_a_time():
     counted = Counted()
-    programs = taking_turns(counted), taking_turns(counted)
+    programs = in_turn(counted), in_turn(counted)
 
     results = at_once(lambda k: programs[k % 2](tf.fill([3], float(k)))["twice"].numpy(), 6)
 
@@ -57,20 +56,8 @@ def test_one_at_a_time():
     assert counted.most == 1
 
 
-def test_all_at_once_while_that_is_allowed():
-    counted = Counted()
-    run = taking_turns(counted)
-    with turns.all_at_once():
-        at_once(lambda k: run(tf.fill([3], float(k))), 2)
-    assert counted.most == 2
-
-    counted.most = 0
-    at_once(lambda k: run(tf.fill([3], float(k))), 2)
-    assert counted.most == 1
-
-
 def test_a_turn_ends_with_an_error():
-    run = taking_turns(Counted())
+    run = in_turn(Counted())
     with pytest.raises(tf.errors.InvalidArgumentError, match="negative"):
         run(tf.constant([-1.0]))
     assert run(tf.constant([1.0]))["twice"].numpy() == 2
@@ -79,17 +66,12 @@ def test_a_turn_ends_with_an_error():
 def test_one_turn_after_another_in_a_session():
     """A session puts all functions into one graph, where no turn may begin before those that its arguments are of."""
     counted = Counted()
-    run = taking_turns(lambda x: {"twice": 2 * x})
+    run = in_turn(lambda x: {"twice": 2 * x})
     graph = tf.Graph()
     with graph.as_default():
         x = tf.compat.v1.placeholder(tf.float32, [3])
-        y = tf.function(lambda x: run(run(run(x)["twice"])["twice"])["twice"] + taking_turns(counted)(x)["twice"])(x)
+        y = tf.function(lambda x: run(run(run(x)["twice"])["twice"])["twice"] + in_turn(counted)(x)["twice"])(x)
     with tf.compat.v1.Session(graph=graph) as session:
-        with turns.all_at_once(session):
-            at_once(lambda k: session.run(y, {x: [k] * 3}), 2)
-        assert counted.most == 2
-
-        counted.most = 0
         results = at_once(lambda k: session.run(y, {x: [k] * 3}), 4)
     np.testing.assert_array_equal(results, [[10.0 * k] * 3 for k in range(4)])
     assert counted.most == 1
@@ -110,7 +92,7 @@ def test_two_long_programs_at_once_are_right():
 
     rng = np.random.default_rng(0)
     args = [rng.standard_normal(shape).astype(np.float32) for shape in ((784, 48), (784, 5120), (1 << 17,))]
-    run = taking_turns(lower(fn, platforms=("cpu",)))
+    run = in_turn(lower(fn, platforms=("cpu",)))
     alone = run(*args).numpy()
     np.testing.assert_allclose(alone, 4 * args[0].T @ args[1], rtol=0, atol=1e-3)
 
