@@ -25,9 +25,9 @@ _NAME = "ntk_exporter_long_program"
 
 
 def in_turn(program: Callable[..., Any]) -> Callable[..., Any]:
-    """`program`, of which, and of all others in turn, one runs at a time: in a session, or a process without sessions.
+    """`program`, of which, and of all others of a SavedModel, one runs at a time wherever that is loaded.
 
-    Waiting takes no thread.
+    Waiting takes no thread. XLA compiles within a turn too, and takes all cores for it.
 
     Args:
       program: a TF function of nests of tensors.
