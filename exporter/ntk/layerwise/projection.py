@@ -337,7 +337,7 @@ class Projection:
         at, kept = shifts[jnp.asarray(outputs.traced) % d], jnp.asarray(outputs.kept)
 
         def add(k: Array, total: Array) -> Array:
-            start = (0, kept[k], at[k])
+            start = (np.int32(0), kept[k], at[k])  # all of one type, with 64-bit integers too
             part = lax.dynamic_slice_in_dim(rows, k, 1, 1)
             return lax.dynamic_update_slice(total, lax.dynamic_slice(total, start, part.shape) + part, start)
 

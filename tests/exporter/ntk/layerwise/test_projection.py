@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cpu_engine import projected_features_fn
 
+from exporter.compat.jax_names import enable_x64
 from exporter.ntk.count_sketch import Sketch
 from exporter.ntk.layerwise import lowering, projection
 from exporter.ntk.layerwise.features import ExampleFeatures
@@ -74,6 +75,17 @@ def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, c
     received = jax.jit(lambda p, x: project(p, {}, x))(params, x)
     assert received.shape == (4, 3, 16)
     assert_close(received, expected)
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_in_float64(model, expected, memory):
+    """As exports are verified by it, all outputs at once and one after the other."""
+    params, x = jax.tree.map(np.float64, model)
+    with enable_x64(True):
+        features = projected_features_fn(wide, SKETCH, trace_axes=(2,), memory=memory)
+        received = np.asarray(jax.jit(features)(params, {}, x))
+    assert received.dtype == np.float64
+    np.testing.assert_allclose(received, expected, atol=1e-13 * np.max(np.abs(expected)))
 
 
 @pytest.mark.parametrize("how", [lowering.DEFAULT, lowering.CPU])
