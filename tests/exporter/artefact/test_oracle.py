@@ -47,6 +47,12 @@ def test_engine_in_float64(model_id, columns):
     kernel = oracle.kernel(plan.model.trainable, x, *others)
     np.testing.assert_allclose(kernel, expected[:, columns or slice(None)], rtol=1e-9, atol=1e-12)
 
+    of_features = plan.model.trainable, x, Sketch(32), plan.ntk.trace_axes
+    kernel, features = oracle.with_features(*of_features)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-9, atol=1e-12)
+    explicit = ExplicitOracle(plan.model, plan.ntk, x, False, silent).features(*of_features)
+    np.testing.assert_allclose(features, explicit, rtol=1e-9, atol=1e-9)
+
 
 def test_fewer_examples_of_larger_models():
     model = functionalize(models.by_id("spatial_output").build())
