@@ -280,8 +280,8 @@ class _Program:
         """Takes the function and, of some numbers of examples, the shapes of its arguments and their own dtypes.
 
         And if they are known those of its results, so that it need not be traced for them. A `rowwise` one has the
-        examples in its second argument and in its results, and is traced for any number of them. Where an example of
-        the second argument is known to take at most so many `flops`, only long programs take turns; else all do.
+        examples in its second argument and in its results, and is traced for any number of them. Where the `flops`
+        for each example of the second argument are known, only long programs take turns; else all do.
         """
         with enable_x64(precision == "float64"):
             self._results = jax.eval_shape(fn, *specs) if results is None else results

@@ -4,8 +4,7 @@ XLA leaves what idle threads might have helped with in the queue of the thread t
 when that thread has nothing else to do. If all threads of the pool run programs, a long program's queue is full before
 its end: 1,024 entries, one and more for each operation that XLA divides. From then on Eigen runs at once what it wanted
 to queue, and its products of matrices then pack a block into memory that another one, not yet used, is in: seen in
-jaxlib 0.7.2 and TensorFlow 2.21, where features of a ResNet-152 were off by a hundredth on two cores. One program at a
-time leaves threads that empty the queue, and has all cores to itself.
+jaxlib 0.7.2 and TensorFlow 2.21. One program at a time leaves threads to empty the queue, and has all cores to itself.
 """
 
 from __future__ import annotations

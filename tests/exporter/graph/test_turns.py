@@ -71,14 +71,15 @@ def test_one_turn_after_another_in_a_session():
     with graph.as_default():
         x = tf.compat.v1.placeholder(tf.float32, [3])
         y = tf.function(lambda x: run(run(run(x)["twice"])["twice"])["twice"] + in_turn(counted)(x)["twice"])(x)
+    in_time = tf.compat.v1.RunOptions(timeout_in_ms=60_000)  # an error, rather than to wait for each other
     with tf.compat.v1.Session(graph=graph) as session:
-        results = at_once(lambda k: session.run(y, {x: [k] * 3}), 4)
+        results = at_once(lambda k: session.run(y, {x: [k] * 3}, options=in_time), 4)
     np.testing.assert_array_equal(results, [[10.0 * k] * 3 for k in range(4)])
     assert counted.most == 1
 
 
 def test_two_long_programs_at_once_are_right():
-    """Without turns XLA:CPU's products are off by half, on two to four cores: see the module."""
+    """Without turns XLA:CPU's products are wrong on two to four cores: see the module."""
 
     def fn(small, wide, many):
         def divided(k, many):
