@@ -168,7 +168,15 @@ class _Walk:
     def _bind(self, eqn: JaxprEqn, values: Sequence[Any], tag: Tag) -> Sequence[Any]:
         if self._params_only and tag in _DATA:
             return [None] * len(eqn.outvars)
-        return self._lowering.bind(eqn, values) if tag in _DATA else bind(eqn, values)
+        if tag not in _DATA:
+            return bind(eqn, values)
+        outputs = self._lowering.bind(eqn, values)
+        return outputs if self._true is None or not _is_grouped(eqn) else [self._store(value) for value in outputs]
+
+    def _store(self, value: Any) -> Any:
+        """The value, in memory where the platform wants that of what it would else compute for each of its uses."""
+        store = self._lowering.stored
+        return value if store is None else store(value, self._true)
 
     def _keep(self, value: Any) -> Any:
         """The value, with its derivative kept in memory where the platform wants that."""
@@ -277,6 +285,11 @@ class _Walk:
 def _derived(inputs: Sequence[Tagged]) -> int:
     """How many of them depend on a parameter."""
     return sum(tag is Sort.DERIVED for _, tag in inputs)
+
+
+def _is_grouped(eqn: JaxprEqn) -> bool:
+    """Whether it is a convolution of groups of channels, which on CPUs is a sum that XLA fuses into all of its uses."""
+    return eqn.primitive.name == "conv_general_dilated" and eqn.params["feature_group_count"] > 1
 
 
 def _sort(inputs: Sequence[Tagged]) -> Sort:

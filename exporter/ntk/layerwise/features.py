@@ -351,8 +351,9 @@ class ExampleFeatures:
     def _form(self, group: tuple[int, ...], joined: Shape, folded: Shape | None, counts: tuple[int, int]) -> str:
         """The cheapest form of sites of one parameter, which is its variable."""
         index = self.sites[group[0]].rule is rules.EMBEDDING
+        explicit = index or site_jacobians.whole(self.sites[group[0]])
         costs = {
-            "explicit" if index else "joined": joined.explicit_cost(*counts, self.axes),
+            "explicit" if explicit else "joined": joined.explicit_cost(*counts, self.axes),
             "index" if index else "gram": joined.gram_cost(*counts, self.axes, index=index),
         }
         if folded is not None:

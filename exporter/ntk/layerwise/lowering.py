@@ -13,7 +13,7 @@ from jax import lax
 
 from exporter.compat.jax_names import JaxprEqn, set_xla_metadata
 from exporter.ntk.equations import bind, evaluate
-from exporter.ntk.layerwise import convolution, pooling
+from exporter.ntk.layerwise import convolution, depthwise, pooling
 from exporter.ntk.layerwise.platforms import on_platform
 
 Bind = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
@@ -26,17 +26,21 @@ class Lowering:
     Attributes:
       bind: the outputs of an equation of data, of the values of its inputs.
       patches: the patches of a convolution's data.
+      depthwise: window, data and derivatives to the derivative by a depthwise kernel (see `depthwise.by_products`).
       called: a function that is called for each of two sides alike, of large arrays, as XLA compiles it fastest.
       materialized: x, and something true that XLA cannot know, to x, whose derivative is kept from being fused into
         each of its uses; None where all fusions are good.
+      stored: the same of x itself, whose derivative may be fused.
       cache: bytes of a derivative beyond which it moves through memory, so that some outputs at a time may be faster
         than all; None if they are not.
     """
 
     bind: Bind
     patches: Callable[[JaxprEqn, Any], Any]
+    depthwise: Callable[[convolution.Window, Any, Any], Any]
     called: Callable[[Callable[..., Any]], Callable[..., Any]]
     materialized: Callable[[Any, Any], Any] | None
+    stored: Callable[[Any, Any], Any] | None
     cache: int | None = None
 
 
@@ -69,6 +73,17 @@ def _materializing(keep: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 
     materialized.defvjp(lambda x, true: (x, true), lambda true, d: (keep(true, d), None))
     return materialized
+
+
+def _storing(keep: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """x, as keep(true, x), whose derivative is d."""
+
+    @jax.custom_vjp
+    def stored(x: Any, true: Any) -> Any:
+        return keep(true, x)
+
+    stored.defvjp(lambda x, true: (keep(true, x), None), lambda _, d: (d, None))
+    return stored
 
 
 def _through_loop(true: Any, d: Any) -> Any:
@@ -109,6 +124,10 @@ def _patches_anywhere(window: convolution.Window, groups: int, a: Any) -> Any:
     return on_platform(_Given(convolution.gathered, first), _Given(convolution.sliced, first))(a)
 
 
+def _depthwise_anywhere(window: convolution.Window, a: Any, d: Any) -> Any:
+    return on_platform(_Given(depthwise.by_sums, (window,)), _Given(depthwise.by_products, (window,)))(a, d)
+
+
 def _through_loop_on_cpu(true: Any, d: Any) -> Any:
     return on_platform(_through_loop, _second)(true, d)
 
@@ -117,22 +136,28 @@ def _second(_: Any, d: Any) -> Any:
     return d
 
 
-DEFAULT = Lowering(bind, functools.partial(convolution.patches, convolution.sliced), jax.jit, None)
+DEFAULT = Lowering(
+    bind, functools.partial(convolution.patches, convolution.sliced), depthwise.by_products, jax.jit, None, None
+)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
 CPU = Lowering(
     _binding(convolution.on_cpu),
     functools.partial(convolution.patches, convolution.gathered),
+    depthwise.by_sums,
     _compiled_once,
     _materializing(_through_loop),
+    _storing(_through_loop),
     cache=4 << 20,
 )
 # One trace for both: only what differs between them is there for each.
 ANYWHERE = Lowering(
     _binding(_convolve_anywhere),
     functools.partial(convolution.patches, _patches_anywhere),
+    _depthwise_anywhere,
     jax.jit,
     _materializing(_through_loop_on_cpu),
+    _storing(_through_loop_on_cpu),
 )
 
 

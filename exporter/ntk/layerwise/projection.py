@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.layerwise import rules
+from exporter.ntk.layerwise import rules, site_jacobians
 from exporter.ntk.layerwise.buffers import BLOCK, Accumulator, block_of, folded
 from exporter.ntk.layerwise.drawn import Drawn, draw
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
@@ -374,7 +374,8 @@ def _of_rows(site: Any) -> bool:
 def _jacobians(features: ExampleFeatures, component: Component, saved: Any, derivatives: Any) -> list[Array]:
     """(R, *parameter) of one example for each of a component's groups, and then that of its bias."""
     site = features.sites[component.groups[0][0]]
-    if component.shape is None or site.rule.assemble is None:
+    alone = component.bias is None and site_jacobians.whole(site)
+    if component.shape is None or site.rule.assemble is None or alone:
         return features.jacobians(component, saved, derivatives)
     a, d = features.joined_factors(component, saved, derivatives)
     g = jnp.einsum("bti,rbtj->rbij", a, d)

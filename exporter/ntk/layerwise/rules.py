@@ -5,7 +5,7 @@ data input, the Jacobian with respect to the site's parameter is
 
     dense, einsum      G[b] = Σ_t a[b, t] D[b, t]ᵀ, with a the data as (B, T, I) and D as (R, B, T, J), for B batch
                        entries and T positions
-    convolution        the same: a[b, t] the patch of group b under output position t
+    convolution        the same: a[b, t] the patch of group b under output position t; of a channel each, see `depthwise`
     embedding          the same: a one-hot, which is never written out: only the index is kept
     add, sub, mul      G = ± D (times the data), summed over the axes along which the parameter is repeated
     anything else      the derivative with respect to the parameter itself, for each example
@@ -148,15 +148,21 @@ def _not_before(d: Array, data: Array) -> Array:
     return data + jnp.minimum(lax.population_count(bits), 0).astype(data.dtype)
 
 
-def _conv_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
+def _conv_inputs(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
+    """The data, if its patches may be made, and D (R, batch, *positions, groups, channels of a group)."""
     dn, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
     window = convolution.Window.of(site.eqn)
     taps = math.prod(window.kernel)
     if taps > 1 and taps * math.prod(window.outputs) * data.shape[dn.lhs_spec[1]] > MOST_PATCHES:
         data = _not_before(d, data)
-    a = site.lowering.patches(site.eqn, data)
     d = jnp.transpose(d, [0, *(1 + axis for axis in (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1]))])
-    d = d.reshape(d.shape[0], a.shape[1], groups, -1)
+    return data, d.reshape(*d.shape[:-1], groups, -1)
+
+
+def _conv_factors(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
+    data, d = _conv_inputs(site, data, d)
+    a = site.lowering.patches(site.eqn, data)
+    d = d.reshape(d.shape[0], a.shape[1], *d.shape[-2:])
     return a, jnp.transpose(d, (0, 2, 1, 3))
 
 
@@ -166,8 +172,28 @@ def _conv_assemble(site: Site, g: Array) -> Array:
     r, groups, _, features = g.shape
     g = g.reshape(r, groups, *kernel, -1, features)
     g = jnp.moveaxis(g, 1, -2).reshape(r, *kernel, g.shape[-2], groups * features)
+    return _conv_ordered(site, g)
+
+
+def _conv_ordered(site: Site, g: Array) -> Array:
+    """G (R, *kernel, channels of a group, features) with the parameter's order of axes."""
+    rhs = site.eqn.params["dimension_numbers"].rhs_spec
     axes = [*rhs[2:], rhs[1], rhs[0]]
     return jnp.transpose(g, [0, *(1 + axes.index(axis) for axis in range(len(axes)))])
+
+
+def _is_depthwise(site: Site) -> bool:
+    """Whether each channel is a group, with more than one tap."""
+    rhs, groups = site.eqn.params["dimension_numbers"].rhs_spec, site.eqn.params["feature_group_count"]
+    return groups > 1 and site.shape[rhs[1]] == 1 and math.prod(site.shape[axis] for axis in rhs[2:]) > 1
+
+
+def _depthwise_explicit(site: Site, data: Array, d: Array) -> Array:
+    data, d = _conv_inputs(site, data, d)
+    lhs = site.eqn.params["dimension_numbers"].lhs_spec
+    a = jnp.transpose(data, (lhs[0], *lhs[2:], lhs[1]))
+    g = site.lowering.depthwise(convolution.Window.of(site.eqn), a, d)
+    return _conv_ordered(site, g.reshape(*g.shape[:-2], 1, -1))
 
 
 def _conv_columns(site: Site) -> list[int]:
@@ -180,9 +206,11 @@ def _conv_fold(site: Site, data: Array, products: Array) -> tuple[Array, Array] 
 
 CONVOLUTION = Rule(
     "convolution",
+    explicit=_depthwise_explicit,
     factors=_conv_factors,
     fold=_conv_fold,
     assemble=_conv_assemble,
+    whole=_is_depthwise,
     columns=_conv_columns,
 )
 

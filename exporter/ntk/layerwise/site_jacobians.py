@@ -34,9 +34,14 @@ def folded(site: Site, data: Array, products: Array) -> tuple[Array, Array] | No
     return None if site.rule.fold is None else site.rule.fold(site, data, products)
 
 
+def whole(site: Site) -> bool:
+    """Whether the Jacobian is cheaper written out by its rule than made of its factors."""
+    return site.rule.whole is not None and site.rule.whole(site)
+
+
 def explicit(site: Site, data: Any, d: Array) -> Array:
     """G (R, *parameter) of a site, summed over the steps of the scans that it is in."""
-    if site.rule.assemble is not None:
+    if site.rule.assemble is not None and not whole(site):
         g = contract.join(*factors(site, data, d))
         return site.rule.assemble(site, jnp.transpose(g, (2, 0, 1, 3)))
     fn = site.rule.explicit

@@ -37,13 +37,14 @@ class Rule:
     Attributes:
       name: shown to people.
       explicit: (site, data, D) to G (R, *parameter), where data is the equation's other input; None if `assemble` is
-        how G is made.
+        always how G is made.
       needs_data: whether that is used at all.
       factors: (site, data, D) to a (B, T, I) and D (R, B, T, J); None if G is not made of such factors. Of an embedding
         a is the index (T,), and D is (R, T, J).
       fold: (site, data, products of D (..., B, T, T)) to the data as (B, S, I), less than a, and the products for it,
         (..., B, S, S), or to None where a is better; None if it always is.
       assemble: (site, G (R, B, I, J)) to (R, *parameter).
+      whole: whether G of a site is cheaper by `explicit` than of its factors; None if it never is.
       columns: the axes of the equation's output that B and J are made of; None if G is not made of such factors.
       elementwise: whether the parameter may be taken before it is repeated along axes of the output.
     """
@@ -54,6 +55,7 @@ class Rule:
     factors: Callable[[Site, Any, Array], tuple[Array, Array]] | None = None
     fold: Callable[[Site, Array, Array], tuple[Array, Array] | None] | None = None
     assemble: Callable[[Site, Array], Array] | None = None
+    whole: Callable[[Site], bool] | None = None
     columns: Callable[[Site], Sequence[int]] | None = None
     elementwise: bool = False
 
