@@ -24,6 +24,7 @@ Features may be of half precision, where a model computes in it. What is added u
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from exporter.ntk.layerwise.outputs import OutputAxes
+from exporter.ntk.layerwise.platforms import on_platform
 
 Array = Any
 
@@ -39,6 +41,10 @@ Array = Any
 # sums of parts, or its products of more rows, are within 5e-7.
 FEW = 4
 LONG = 4096
+# Rows of more numbers are multiplied by a loop, whose sums stay in the cache: on CPUs at the rate of memory, which is 4
+# times that of a product for each part. Of fewer the loop takes longer to compile than it saves.
+LOOPED = 1 << 18
+PARTIAL = 1 << 14
 # Products of both sides' rows with each other, of which a quarter is wanted, are quicker up to so many rows than copies
 # of each side's, which XLA has to compile as well: a sixth of the compilation of a MobileNet.
 MOST_ROWS = 32
@@ -252,8 +258,27 @@ def _products(x: Array, y: Array) -> Array:
 
 def _sum_of_parts(x: Array, y: Array) -> Array:
     """(B, n, M) and (B, m, M) to (B, n, m), by sums of LONG products each, or somewhat fewer that divide M."""
+    if x.shape[-1] >= LOOPED and x.shape[:2] == y.shape[:2] == (1, 1):
+        return on_platform(_by_loop, _by_products)(x, y)
+    return _by_products(x, y)
+
+
+def _by_products(x: Array, y: Array) -> Array:
     b, _, m = x.shape
     size = next((size for size in range(LONG, LONG // 4, -1) if m % size == 0), LONG)  # what is padded is copied
     parts = -(-m // size)
     x, y = (jnp.pad(v, ((0, 0), (0, 0), (0, parts * size - m))).reshape(b, -1, parts, size) for v in (x, y))
     return jnp.sum(jnp.einsum("bnpk,bmpk->pbnm", x, y), 0)
+
+
+def _by_loop(x: Array, y: Array) -> Array:
+    """The same of one row each, as PARTIAL sums."""
+    whole = x.shape[-1] // PARTIAL
+
+    def add(k: Array, total: Array) -> Array:
+        some = (lax.dynamic_slice_in_dim(v, k * PARTIAL, PARTIAL, 2) for v in (x, y))
+        return total + math.prod(some)
+
+    total = lax.fori_loop(0, whole, add, jnp.zeros((1, 1, PARTIAL), x.dtype))
+    rest = x[..., whole * PARTIAL :] * y[..., whole * PARTIAL :]
+    return (jnp.sum(total) + jnp.sum(rest)).reshape(1, 1, 1)

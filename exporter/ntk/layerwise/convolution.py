@@ -218,6 +218,29 @@ def gathered(window: Window, groups: int, a: Array) -> Array:
     return jnp.squeeze(a, 0).T[None] if groups == 1 else jnp.swapaxes(a, 1, 2)
 
 
+def copied(window: Window, groups: int, a: Array) -> Array:
+    """The same on CPUs: of one group, and not a few positions, tap by tap in a loop, which copies whole rows."""
+    if groups > 1 or math.prod(window.outputs) <= FEW_POSITIONS:
+        return gathered(window, groups, a)
+    batch, channels, taps, zero = a.shape[0], a.shape[-1], math.prod(window.kernel), np.uint32(0)
+    a = window.pad(a, 1)
+    reach = [(o - 1) * stride + 1 for o, stride in zip(window.outputs, window.strides, strict=True)]
+    apart = tuple(slice(None, None, stride) for stride in window.strides)
+
+    def put(tap: Array, total: Array) -> Array:
+        tap = tap.astype(np.uint32)
+        starts, rest = list[Array](), tap
+        for size, dilation in reversed(list(zip(window.kernel, window.dilations, strict=True))):
+            starts.insert(0, lax.rem(rest, np.uint32(size)) * np.uint32(dilation))
+            rest = lax.div(rest, np.uint32(size))
+        under = lax.dynamic_slice(a, (zero, *starts, zero), (batch, *reach, channels))
+        at = (zero, *(zero for _ in starts), tap, zero)
+        return lax.dynamic_update_slice(total, under[:, *apart, None, :], at)
+
+    total = jnp.zeros((batch, *window.outputs, taps, channels), a.dtype)
+    return lax.fori_loop(zero, np.uint32(taps), put, total).reshape(1, -1, taps * channels)
+
+
 def folds(eqn: JaxprEqn) -> bool:
     """Whether products of positions are cheaper to apply to the data itself than to its patches (see `fold`)."""
     window = Window.of(eqn)
