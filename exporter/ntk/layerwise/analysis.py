@@ -18,7 +18,7 @@ from jax import lax
 from exporter.compat.jax_names import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from exporter.ntk.equations import aval, bind
 from exporter.ntk.layerwise import linear, rules, uses
-from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, opaque_true
+from exporter.ntk.layerwise.lowering import DEFAULT, Lowering, opaque_false
 from exporter.ntk.layerwise.sites import Param, Rule, Site
 
 
@@ -84,8 +84,8 @@ class Trace:
 
     def evaluate(self, args: Sequence[Any], zeros: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The outputs with `zeros` added at the sites; and for each site the data that its rule needs."""
-        true = None if self._lowering.materialized is None else opaque_true(args[0])
-        walk = _Walk(self._lowering, iter(zeros), true, materialized=self.materialized)
+        false = None if self._lowering.materialized is None else opaque_false(args[0])
+        walk = _Walk(self._lowering, iter(zeros), false, materialized=self.materialized)
         return [value for value, _ in self._run(walk, args)], walk.saved
 
     def operands(self, variables: Sequence[Any]) -> list[Any]:
@@ -108,12 +108,12 @@ class _Walk:
         self,
         lowering: Lowering,
         zeros: Iterator[Any] | None,
-        true: Any = None,
+        false: Any = None,
         *,
         materialized: Collection[Var] = (),
         params_only: bool = False,
     ) -> None:
-        self._lowering, self._zeros, self._true = lowering, zeros, true
+        self._lowering, self._zeros, self._false = lowering, zeros, false
         self._materialized, self._params_only = materialized, params_only
         self.derived: set[Var] = set()
         self.data: set[Var] = set()
@@ -156,7 +156,7 @@ class _Walk:
             return self._sites(eqn, inputs) if scanned is None else scanned
         tag = _sort(inputs) if has_data else Sort.CONSTANT
         values = [value for value, _ in inputs]
-        if self._true is not None and eqn.primitive.name == "reduce_window_max":
+        if self._false is not None and eqn.primitive.name == "reduce_window_max":
             values = [self._keep(values[0])]  # whose derivative is a sum over taps, for each use of it
         outputs = self._bind(eqn, values, tag)
         if eqn.primitive.name != "dot_general" and _derived(inputs) > 1:
@@ -171,19 +171,19 @@ class _Walk:
         if tag not in _DATA:
             return bind(eqn, values)
         outputs = self._lowering.bind(eqn, values)
-        return outputs if self._true is None or not _is_grouped(eqn) else [self._store(value) for value in outputs]
+        return outputs if self._false is None or not _is_grouped(eqn) else [self._store(value) for value in outputs]
 
     def _store(self, value: Any) -> Any:
         """The value, in memory where the platform wants that of what it would else compute for each of its uses."""
         store = self._lowering.stored
-        return value if store is None else store(value, self._true)
+        return value if store is None else store(value, self._false)
 
     def _keep(self, value: Any) -> Any:
         """The value, with its derivative kept in memory where the platform wants that."""
         keep = self._lowering.materialized
-        if keep is None or self._true is None or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+        if keep is None or self._false is None or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
             return value
-        return keep(value, self._true)
+        return keep(value, self._false)
 
     def _sites(self, eqn: JaxprEqn, inputs: list[Tagged]) -> list[Tagged]:
         """The equation with zeros added to its output if a rule knows its one parameter, else to all its parameters."""

@@ -28,7 +28,7 @@ class Lowering:
       patches: the patches of a convolution's data.
       depthwise: window, data and derivatives to the derivative by a depthwise kernel (see `depthwise.by_products`).
       called: a function that is called for each of two sides alike, of large arrays, as XLA compiles it fastest.
-      materialized: x, and something true that XLA cannot know, to x, whose derivative is kept from being fused into
+      materialized: x, and something false that XLA cannot know, to x, whose derivative is kept from being fused into
         each of its uses; None where all fusions are good.
       stored: the same of x itself, whose derivative may be fused.
       cache: bytes of a derivative beyond which it moves through memory, so that some outputs at a time may be faster
@@ -65,33 +65,33 @@ def _compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _materializing(keep: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """x, whose derivative d is keep(true, d)."""
+    """x, whose derivative d is keep(false, d)."""
 
     @jax.custom_vjp
-    def materialized(x: Any, true: Any) -> Any:
+    def materialized(x: Any, false: Any) -> Any:
         return x
 
-    materialized.defvjp(lambda x, true: (x, true), lambda true, d: (keep(true, d), None))
+    materialized.defvjp(lambda x, false: (x, false), lambda false, d: (keep(false, d), None))
     return materialized
 
 
 def _storing(keep: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """x, as keep(true, x), whose derivative is d."""
+    """x, as keep(false, x), whose derivative is d."""
 
     @jax.custom_vjp
-    def stored(x: Any, true: Any) -> Any:
-        return keep(true, x)
+    def stored(x: Any, false: Any) -> Any:
+        return keep(false, x)
 
-    stored.defvjp(lambda x, true: (keep(true, x), None), lambda _, d: (d, None))
+    stored.defvjp(lambda x, false: (keep(false, x), None), lambda _, d: (d, None))
     return stored
 
 
-def _through_loop(true: Any, d: Any) -> Any:
-    """d, by a loop that XLA can neither fuse nor simplify away, as long as `true` is.
+def _through_loop(false: Any, d: Any) -> Any:
+    """d, by a loop that XLA can neither fuse nor simplify away, as long as it does not know `false`.
 
     The loop has no iteration, and one would work in place: nothing is copied, as a conditional would.
     """
-    return lax.while_loop(lambda state: ~state[0], lambda state: (~state[0], -state[1]), (true, d))[1]
+    return lax.while_loop(lambda state: state[0], lambda state: (state[0], -state[1]), (false, d))[1]
 
 
 def _binding(convolve: convolution.Convolve) -> Bind:
@@ -128,8 +128,8 @@ def _depthwise_anywhere(window: convolution.Window, a: Any, d: Any) -> Any:
     return on_platform(_Given(depthwise.by_sums, (window,)), _Given(depthwise.by_products, (window,)))(a, d)
 
 
-def _through_loop_on_cpu(true: Any, d: Any) -> Any:
-    return on_platform(_through_loop, _second)(true, d)
+def _through_loop_on_cpu(false: Any, d: Any) -> Any:
+    return on_platform(_through_loop, _second)(false, d)
 
 
 def _second(_: Any, d: Any) -> Any:
@@ -195,6 +195,6 @@ def as_on_platforms(fn: Callable[..., Any], platforms: Sequence[str]) -> Callabl
     return lowered
 
 
-def opaque_true(number: Any) -> Any:
-    """True, which XLA cannot know: times 0 a float may also be NaN, but never 1."""
-    return jnp.ravel(number)[0] * 0 != 1
+def opaque_false(number: Any) -> Any:
+    """False, which XLA cannot know: times 0 a float may also be NaN, but never 1."""
+    return jnp.ravel(number)[0] * 0 == 1
