@@ -21,6 +21,11 @@ from exporter.ntk.layerwise.convolution import Window, sliced
 Array = Any
 
 POSITIONS = 8  # that are written out; over more is a loop
+ROWS = 4  # of positions, along the first axis, that are added up one after the other at least
+# Where G has fewer numbers than this, which stay in the cache, a step takes longer to begin than to run: then rows that
+# are far from each other are added up side by side, those of so many groups at most.
+NUMBERS = 1 << 14
+GROUPS = 32
 
 
 def by_products(window: Window, a: Array, d: Array) -> Array:
@@ -37,50 +42,63 @@ def by_sums(window: Window, a: Array, d: Array) -> Array:
     The loop takes these parts of data and derivatives one step ahead: XLA would have the sum look up where each of
     their numbers is, and then make no use of vector instructions.
     """
+    if 0 in window.outputs:
+        return jnp.zeros((len(d), *window.kernel, *d.shape[-2:]), d.dtype)
     strides, dilations = window.strides, window.dilations
-    *rows, width = window.outputs
-    steps = -(-width // POSITIONS)
-    size = -(-width // max(1, steps))
-    sizes = [len(a), *rows, steps]
     reach = [(k - 1) * dilation + 1 for k, dilation in zip(window.kernel, dilations, strict=True)]
-    along = (size - 1) * strides[-1] + reach[-1]
+    outputs = list(window.outputs)
+    groups = _side_by_side(outputs[0], len(d) * math.prod((*window.kernel, *d.shape[-2:])))
+    outputs[0] = -(-outputs[0] // groups)
+    steps = -(-outputs[-1] // POSITIONS)
+    size = -(-outputs[-1] // steps)
+    outputs[-1] = steps * size
+    # Zeros behind what there is make all groups, and all parts, of one size.
+    whole = [groups * outputs[0], *outputs[1:]]
     a = window.pad(a, 1)
-    a = _lengthened(a, -2, (steps - 1) * size * strides[-1] + along)
-    d = _lengthened(d, -3, steps * size)
+    for axis, (n, stride, taps) in enumerate(zip(whole, strides, reach, strict=True)):
+        a = _lengthened(a, 1 + axis, (n - 1) * stride + taps)
+        d = _lengthened(d, 2 + axis, n)
+    d = d.reshape(*d.shape[:2], groups, *outputs, *d.shape[-2:])
+    begins = [k * outputs[0] * strides[0] for k in range(groups)]
+    rows = (outputs[0] - 1) * strides[0] + reach[0]
+    a = jnp.stack([lax.slice_in_dim(a, begin, begin + rows, axis=1) for begin in begins])
+    along = (size - 1) * strides[-1] + reach[-1]
+    ones = [1] * (len(outputs) - 1)
+    sizes = [a.shape[1], *outputs[:-1], steps]
     zero = np.uint32(0)
 
     def part(number: Array) -> tuple[Array, Array]:
         """The data and the derivatives of this step."""
-        index: list[Array] = []
+        index = list[Array]()
         for n in reversed(sizes):
             index.insert(0, lax.rem(number, np.uint32(n)))
             number = lax.div(number, np.uint32(n))
-        batch, *at, step = index
-        first = step * np.uint32(size)
-        starts = [k * np.uint32(stride) for k, stride in zip([*at, first], strides, strict=True)]
-        x = lax.dynamic_slice(a, (batch, *starts, zero), (1, *reach[:-1], along, a.shape[-1]))
-        ones = [1] * len(rows)
-        d_sizes = (d.shape[0], 1, *ones, size, *d.shape[-2:])
-        return x[0], lax.dynamic_slice(d, (zero, batch, *at, first, zero, zero), d_sizes)
+        batch, *at = index
+        at[-1] = at[-1] * np.uint32(size)
+        under = [k * np.uint32(stride) for k, stride in zip(at, strides, strict=True)]
+        x = lax.dynamic_slice(a, (zero, batch, *under, zero), (groups, 1, *reach[:-1], along, a.shape[-1]))
+        some = (len(d), 1, groups, *ones, size, *d.shape[-2:])
+        return x, lax.dynamic_slice(d, (zero, batch, zero, *at, zero, zero), some)
 
-    def under(x: Array, position: int) -> Array:
-        """The data (*kernel, C) that the taps meet at a position."""
-        x = lax.slice_in_dim(x, position * strides[-1], position * strides[-1] + reach[-1], axis=-2)
-        return x[tuple(slice(None, None, dilation) for dilation in dilations)]
+    def under_taps(x: Array, position: int) -> Array:
+        """The data (groups, *kernel, C) that the taps meet at a position."""
+        x = lax.slice_in_dim(x[:, 0], position * strides[-1], position * strides[-1] + reach[-1], axis=-2)
+        return x[:, *(slice(None, None, dilation) for dilation in dilations)]
 
     def add(number: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        total, x, some = state
-        some = some.reshape(len(some), *[1] * (len(rows)), size, *some.shape[-2:]).astype(total.dtype)
-        terms = (
-            under(x, k).astype(total.dtype)[..., None] * lax.slice_in_dim(some, k, k + 1, axis=-3) for k in range(size)
-        )
-        return (total + sum(terms), *part(number.astype(np.uint32) + np.uint32(1)))
+        total, x, some = (value.astype(dtype) for value in state)
+        terms = (under_taps(x, k)[..., None] * lax.slice_in_dim(some[:, 0], k, k + 1, axis=-3) for k in range(size))
+        return total + sum(terms), *part(number.astype(np.uint32) + np.uint32(1))
 
-    count = math.prod(sizes)
-    total = jnp.zeros((len(d), *window.kernel, *d.shape[-2:]), jnp.promote_types(d.dtype, jnp.float32))
-    if count == 0:
-        return total.astype(d.dtype)
-    return lax.fori_loop(zero, np.uint32(count), add, (total, *part(zero)))[0].astype(d.dtype)
+    dtype = jnp.promote_types(d.dtype, jnp.float32)
+    total = jnp.zeros((len(d), groups, *window.kernel, *d.shape[-2:]), dtype)
+    total, *_ = lax.fori_loop(zero, np.uint32(math.prod(sizes)), add, (total, *part(zero)))
+    return jnp.sum(total, 1).astype(d.dtype)
+
+
+def _side_by_side(rows: int, numbers: int) -> int:
+    """How many groups of so many rows are added up at a time, to so many numbers each."""
+    return max(1, min(NUMBERS // max(1, numbers), rows // ROWS, GROUPS))
 
 
 def _lengthened(a: Array, axis: int, size: int) -> Array:

@@ -18,7 +18,7 @@ def random_window(rng, rank):
         return tuple(int(v) for v in rng.integers(low, high, rank))
 
     padding = tuple(tuple(int(v) for v in rng.integers(-1, 3, 2)) for _ in range(rank))
-    return Window(draw(4, 12), draw(1, 4), draw(1, 3), draw(1, 3), draw(1, 3), padding)
+    return Window(draw(4, 20), draw(1, 4), draw(1, 3), draw(1, 3), draw(1, 3), padding)
 
 
 @pytest.mark.parametrize("form", [depthwise.by_products, depthwise.by_sums])
