@@ -32,7 +32,9 @@ AT_A_TIME = 2  # calls, of which one may compile while another does: more would 
 def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str) -> None:
     """Loads, calls, writes the results."""
     with np.load(inputs_path) as file:
-        calls = json.loads(file["calls"].tobytes())  # for each signature its method's arguments, rows of requests
+        # For each signature its method's arguments, of those inputs no examples if it is to be called without, and rows
+        # of requests.
+        calls = json.loads(file["calls"].tobytes())
         values = {key: value for key, value in file.items() if key != "calls"}
     seconds = {}
     start = time.perf_counter()
@@ -44,7 +46,8 @@ def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str)
     start = time.perf_counter()
     asked = {f"signature/{name}": functools.partial(_signature, model, name, flat[name]) for name in calls}
     for name, call in calls.items():
-        arguments = [_argument(a, inputs) for a in call["arguments"]]
+        given = inputs | {k: inputs[k][:0] for k in call["without"]}
+        arguments = [_argument(a, given) for a in call["arguments"]]
         asked[f"method/{name}"] = functools.partial(getattr(model, name), *arguments)
     for name, call in calls.items():
         for n, rows in call["rows"].items():

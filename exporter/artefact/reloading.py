@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class ReloadingProcess:
         params: Mapping[str, np.ndarray],
         signatures: Sequence[str],
         requests: Mapping[str, Mapping[int, int]],
+        *,
+        empty: Collection[str] = (),
     ) -> Callable[[Told], Results]:
         """Lets it call a SavedModel, once; what it returns waits for the results.
 
@@ -70,6 +72,7 @@ class ReloadingProcess:
           signatures: names of those to call, and the methods of these names.
           requests: for each signature further numbers of examples to call it with, which are the same ones repeated,
             and for each of these how many of them are x2.
+          empty: names of the methods that get no examples, which costs nothing.
 
         Returns:
           A function of what is told how far it is. It returns the results, by "signature/NAME", "method/NAME" and
@@ -78,7 +81,7 @@ class ReloadingProcess:
         """
         inputs, outputs, made = (self._directory / name for name in ("inputs.npz", "outputs.npz", "calls_made"))
         total = 2 * len(signatures) + sum(len(requests.get(name, {})) for name in signatures)
-        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests))
+        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests, empty))
         line = json.dumps([str(path) for path in (saved_model, inputs, outputs, made)]) + "\n"
 
         def results(told: Told) -> Results:
@@ -103,6 +106,7 @@ def _arrays(
     params: Mapping[str, np.ndarray],
     signatures: Sequence[str],
     requests: Mapping[str, Mapping[int, int]],
+    empty: Collection[str],
 ) -> dict[str, np.ndarray]:
     """What the script reads."""
     arrays: dict[str, np.ndarray] = {}
@@ -119,6 +123,7 @@ def _arrays(
     calls = {
         name: {
             "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],
+            "without": [k for k, s in side_of.items() if name in empty and s in SIGNATURES[name].sides],
             "rows": {
                 n: {k: columns if s == "x2" else n for k, s in side_of.items() if s in SIGNATURES[name].sides}
                 for n, columns in requests.get(name, {}).items()

@@ -25,6 +25,7 @@ from exporter.progress import Note, silent
 from serving.shared import reference
 
 _SMALL_REQUEST = 2e10  # operations, about a second
+_LONG_REQUEST = 5e11  # about ten seconds: no method then does again what its signature does
 
 # So many roundings of half precision, relative to its largest entry, a kernel that is computed in it may be off: 0.016
 # of float16, 0.12 of bfloat16. Of models of up to ten layers it was off by 4 at most, kinks aside, and roundings add up
@@ -49,7 +50,8 @@ class Verification:
       asymmetry: largest |K - Kᵀ| of the symmetric kernel, relative to its largest entry.
       smallest_eigenvalue: of the symmetric kernel, relative to the largest one; None without that signature.
       seconds: to load, and of the first call of everything, in a fresh process; and of the whole verification.
-      left_out: requests, "signature/examples", that would have taken too long.
+      left_out: requests, "signature/examples", that would have taken too long; and methods, "method/name", that were
+        called without examples for that.
       reference: for each signature what `serving.shared.reference` keeps of the float64 result; those with two sides
         were called with all examples and with the first half of them. Empty if the examples are too large to be kept.
       shares: each variable's of the kernel's diagonal; None where no Jacobian was written out.
@@ -151,8 +153,10 @@ def verify(
     sides = sides_of(x)
     params = perturbed(model.trainable)
     float64 = Expected(oracle, coupled, sketch, ntk.trace_axes)
-    asked, left_out = _affordable(requests, reaching or {}, flops * narrowed + frozen_flops, coupled)
-    results = process.start(saved_model, model, sides_of(own), params, signatures, asked)
+    of_example = flops * narrowed + frozen_flops
+    asked, left_out = _affordable(requests, reaching or {}, of_example, coupled)
+    empty = _empty_methods(signatures, n * of_example, coupled)
+    results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty)
     proof = oracle.proof  # all this while the process runs
     expected = float64.of(signatures, model.trainable, sides, params)
     if "forward" in signatures:
@@ -160,6 +164,8 @@ def verify(
     told = "the SavedModel, in a process of its own"
     note(told)
     outputs, seconds = results(lambda done, total: note(f"{done} of {total} calls of {told}", done, total))
+    for name in empty:
+        _check_empty(name, outputs.pop(f"method/{name}"), expected)
 
     def compared(jump: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float, float]]:
         """Each result, with the right entries where they jump by about as much as they are off; its error; theirs."""
@@ -223,7 +229,7 @@ def verify(
         asymmetry=asymmetry,
         smallest_eigenvalue=smallest,
         seconds=seconds,
-        left_out=left_out,
+        left_out=[*left_out, *(f"method/{name}" for name in empty)],
         reference=recorded,
         shares=oracle.shares,
         features=None
@@ -250,7 +256,9 @@ def planned(
     means = Means(flops, config.seconds, _parameter_sets(signatures), narrowed)
     explicit, n = affordable(model, ntk, config.examples, coupled=coupled, means=means)
     by = "explicit float64 Jacobians" if explicit else "the kernel in float64, itself proved by explicit Jacobians,"
-    _, left_out = _affordable(requests, reaching, flops * narrowed + frozen_flops, coupled)
+    of_example = flops * narrowed + frozen_flops
+    _, requests_left_out = _affordable(requests, reaching, of_example, coupled)
+    left_out = [*requests_left_out, *_empty_methods(signatures, n * of_example, coupled)]
     text = f"every signature and method against {by} of {n} example{'s' * (n > 1)}"
     return text + (f"; without {len(left_out)} large requests" if left_out else "")
 
@@ -286,6 +294,20 @@ def _affordable(
         asked[name] = {n: min(n, 1) for n in counts if n > small} | asked.get(name, {})
     left_out = [f"{name}/{n}" for name, counts in requests.items() for n in counts if n not in asked[name]]
     return asked, left_out
+
+
+def _empty_methods(signatures: Sequence[str], flops: float, coupled: bool) -> list[str]:
+    """The methods that are called without examples, where calls with them take so many operations."""
+    return [name for name in signatures if flops > _LONG_REQUEST and not coupled and name != "forward"]
+
+
+def _check_empty(name: str, value: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:
+    """Raises ExportError if a method's result without examples is not as empty as it should be."""
+    right = _repeated(name, expected[name], 0, 0).shape
+    if value.shape != right:
+        raise ExportError(
+            f"Verification failed: expected method {name} without examples of shape {right}, received {value.shape}."
+        )
 
 
 def _expected(

@@ -5,7 +5,7 @@ data input, the Jacobian with respect to the site's parameter is
 
     dense, einsum      G[b] = Σ_t a[b, t] D[b, t]ᵀ, with a the data as (B, T, I) and D as (R, B, T, J), for B batch
                        entries and T positions
-    convolution        the same: a[b, t] the patch of group b under output position t; of a channel each, see `depthwise`
+    convolution        the same: a[b, t] the patch of group b under output position t; see also `depthwise`
     embedding          the same: a one-hot, which is never written out: only the index is kept
     add, sub, mul      G = ± D (times the data), summed over the axes along which the parameter is repeated
     anything else      the derivative with respect to the parameter itself, for each example

@@ -61,7 +61,7 @@ class Answering:
     def __init__(self, results):
         self.results = results
 
-    def start(self, *args):
+    def start(self, *args, **kwargs):
         def results(told):
             told(1, 2)
             return self.results, {"load": 1.0}
@@ -120,6 +120,24 @@ def test_right_saved_model(exported):
     assert 0 < verification.smallest_eigenvalue < 1
     assert set(verification.seconds) == {"load", "first_calls", "all"}
     assert all(seconds > 0 for seconds in verification.seconds.values())
+
+
+def test_methods_of_expensive_kernels_are_called_without_examples(exported, monkeypatch):
+    monkeypatch.setattr(exporter.artefact.verification, "_LONG_REQUEST", 1.0)
+    one = exported("cnn")
+    signatures = one.plan.export.signatures
+    verification = check(one.plan, one.path, signatures, examples=3, flops=1.0)
+    methods = [f"method/{name}" for name in signatures if name != "forward"]
+    assert verification.left_out == methods
+    assert set(verification.errors) == {f"{kind}/{name}" for kind in KINDS for name in signatures} - {*methods}
+    assert verification.worst < 1e-5
+
+
+def test_method_that_is_not_empty_without_examples(plan, answers, monkeypatch):
+    monkeypatch.setattr(exporter.artefact.verification, "_LONG_REQUEST", 1.0)
+    answers(ntk_symmetric=right_kernel(plan))
+    with pytest.raises(ExportError, match=r"without examples of shape \(0, 0\), received \(8, 8\)"):
+        check(plan, None, flops=1.0)
 
 
 def test_wrong_only_for_many_examples(plan, answers, monkeypatch):
