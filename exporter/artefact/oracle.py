@@ -164,7 +164,9 @@ def oracle_of(model: FunctionalModel, ntk: NtkConfig, x: Batch, *, coupled: bool
     """
     explicit, n = affordable(model, ntk, len(x[0]), coupled=coupled, means=means)
     x = tuple(a[:n] for a in x)
-    return ExplicitOracle(model, ntk, x, coupled, note) if explicit else EngineOracle(model, ntk, x, note)
+    if explicit:
+        return ExplicitOracle(model, ntk, x, coupled, note)
+    return EngineOracle(model, ntk, x, note, narrowed=means.narrowed < 1)
 
 
 class ExplicitOracle:
@@ -240,9 +242,10 @@ class ExplicitOracle:
 class EngineOracle:
     """Kernels by the engine in float64, which is proved first."""
 
-    def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note) -> None:
-        """Kernels of the examples x."""
+    def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note, *, narrowed: bool = False) -> None:
+        """Kernels of the examples x; `narrowed` if they need much fewer derivatives than features do."""
         self.examples, self._model, self._ntk, self._x, self._note = len(x[0]), model, ntk, x, note
+        self._narrowed = narrowed
         self.shares: Shares | None = None
 
     @functools.cached_property
@@ -269,20 +272,36 @@ class EngineOracle:
     def features(self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]) -> np.ndarray:
         """See `Oracle`."""
         assert self.proof is not None
-        return self._features(sketch, tuple(trace_axes))(trainable, self._model.frozen, x)
+        return self._features(sketch, tuple(trace_axes), False)(trainable, self._model.frozen, x)
 
     def with_features(
         self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Oracle`."""
-        return self.kernel(trainable, x), self.features(trainable, x, sketch, trace_axes)
+        """See `Oracle`; both of the same derivatives, where all outputs are traced."""
+        axes = {axis % len(self._model.output.shape) for axis in trace_axes}
+        ours = {axis % len(self._model.output.shape) for axis in self._ntk.trace_axes}
+        if (
+            self._narrowed
+            or self._ntk.diagonal_axes
+            or not ours == axes == set(range(1, len(self._model.output.shape)))
+        ):
+            return self.kernel(trainable, x), self.features(trainable, x, sketch, trace_axes)
+        assert self.proof is not None
+        self._note(f"the kernel and features of {self.examples} examples in float64")
+        features, kernel = self._features(sketch, tuple(trace_axes), True)(trainable, self._model.frozen, x)
+        return kernel, features
 
     @functools.cache  # noqa: B019  # of one oracle, that an export has for its time
-    def _features(self, sketch: Sketch, trace_axes: tuple[int, ...]) -> Callable[..., np.ndarray]:
+    def _features(self, sketch: Sketch, trace_axes: tuple[int, ...], with_kernel: bool) -> Callable[..., Any]:
         model = self._model
         wide = in_float64(model.apply_fn, model.trainable, model.frozen, self._x)
         fn = projected_features_fn(
-            wide, sketch, trace_axes=trace_axes, memory=_BYTES_OF_PROOF // 2, platforms=[jax.default_backend()]
+            wide,
+            sketch,
+            trace_axes=trace_axes,
+            memory=_BYTES_OF_PROOF // 2,
+            platforms=[jax.default_backend()],
+            with_kernel=with_kernel,
         )
         return _in_wide(fn)
 
@@ -375,16 +394,16 @@ def _engine(
     )
 
 
-def _in_wide(fn: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    """A function of float64 compiled, with its arguments made float64."""
+def _in_wide(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of float64 compiled, with its arguments made float64, to NumPy's arrays."""
     compiled = jax.jit(fn, compiler_options=dict(FEW_RUNS))
 
     def wide(value: Any) -> np.ndarray:
         return np.asarray(value, np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
-    def run(*arguments: Any) -> np.ndarray:
+    def run(*arguments: Any) -> Any:
         with enable_x64():
-            return np.asarray(compiled(*jax.tree.map(wide, arguments)))
+            return jax.tree.map(np.asarray, compiled(*jax.tree.map(wide, arguments)))
 
     return run
 

@@ -191,7 +191,7 @@ class ExampleFeatures:
 
         `basis` holds the cotangents (D, C, K, *S) of the outputs that they are of (see `OutputAxes`).
         """
-        differentiate, assemble = self._steps(trainable, frozen, basis)
+        differentiate, assemble = self.steps(trainable, frozen, basis)
         return jax.vmap(lambda example: assemble(*differentiate(example)))(x)
 
     def compute_sides(
@@ -202,7 +202,7 @@ class ExampleFeatures:
         Divided are not the features but the smaller derivatives that they are made of, which scans leave in memory.
         Other derivatives are best left to be fused with what they go into.
         """
-        differentiate, assemble = self._steps(trainable, frozen, basis)
+        differentiate, assemble = self.steps(trainable, frozen, basis)
         axes = [None if site.shared else 0 for site in self.sites]
         saved, derivatives = jax.vmap(differentiate, out_axes=(0, axes))(x)
         divided = [(d, d) if axis is None else contract.sides(d, n1) for d, axis in zip(derivatives, axes, strict=True)]
@@ -233,7 +233,7 @@ class ExampleFeatures:
         _, vjp, saved = jax.vjp(perturbed, zeros, has_aux=True)
         return saved, jax.vmap(lambda cotangent: vjp(cotangent)[0])(basis)
 
-    def _steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
+    def steps(self, trainable: Any, frozen: Any, basis: Array) -> tuple[Callable[..., Any], Callable[..., Features]]:
         """For one example: from its inputs to data and derivatives at the sites, and from these to features."""
         pull_back = self._pull_back([*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)])
         outputs = basis.shape[:3]

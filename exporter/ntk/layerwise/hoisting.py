@@ -32,12 +32,12 @@ def _now(v: Any) -> Any:
     return v.now if isinstance(v, _Repeated) else v
 
 
-def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) -> Callable[..., Array]:
+def independent_first(fn: Callable[..., Any], *specs: jax.ShapeDtypeStruct) -> Callable[..., Any]:
     """A function of the same arrays, those of `specs`, with all of `fn` that does not depend on them computed here.
 
     XLA moves less out of its loops: nothing that contains a loop, or that is larger than what it is made of.
     """
-    closed = jax.make_jaxpr(fn)(*specs)
+    closed, tree = jax.make_jaxpr(fn, return_shape=True)(*specs)
     steps: list[tuple[JaxprEqn, list[Any], list[_Later]]] = []
 
     def later(eqn: JaxprEqn, inputs: Sequence[Any]) -> list[_Later]:
@@ -63,9 +63,9 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
         return outputs
 
     arguments = [_Later() for _ in closed.jaxpr.invars]
-    (result,) = run(closed.jaxpr, closed.consts, arguments)
+    results = run(closed.jaxpr, closed.consts, arguments)
 
-    def rest(*args: Array) -> Array:
+    def rest(*args: Array) -> Any:
         values = dict(zip(arguments, args, strict=True))
 
         def read(v: Any) -> Any:
@@ -73,6 +73,6 @@ def independent_first(fn: Callable[..., Array], *specs: jax.ShapeDtypeStruct) ->
 
         for eqn, inputs, outputs in steps:
             values.update(zip(outputs, bind(eqn, [read(v) for v in inputs]), strict=True))
-        return read(result)
+        return jax.tree.unflatten(jax.tree.structure(tree), map(read, results))
 
     return rest

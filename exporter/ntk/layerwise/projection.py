@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.layerwise import rules, site_jacobians
+from exporter.ntk.layerwise import contract, rules, site_jacobians
 from exporter.ntk.layerwise.buffers import BLOCK, Accumulator, block_of, folded
 from exporter.ntk.layerwise.drawn import Drawn, draw
 from exporter.ntk.layerwise.features import Component, ExampleFeatures
@@ -132,33 +132,47 @@ class Projection:
         together = self._examples_in_cache(n, *self._hows) == n
         return by_parts(*self._hows) if together else by_platform(by_parts, self._hows)
 
+    def with_kernel(self, trainable: Any, frozen: Any, x: tuple[Array, ...]) -> tuple[Array, Array]:
+        """The features of a few examples, and their kernel (n, n), of the same derivatives; all outputs are traced."""
+        return self._compute(trainable, frozen, x, x[0].shape[0], self._hows, kernel=True)
+
     def _compute(
-        self, trainable: Any, frozen: Any, x: tuple[Array, ...], most: int, hows: Collection[Lowering]
-    ) -> Array:
+        self,
+        trainable: Any,
+        frozen: Any,
+        x: tuple[Array, ...],
+        most: int,
+        hows: Collection[Lowering],
+        *,
+        kernel: bool = False,
+    ) -> Any:
         n = x[0].shape[0]
         chunks = self._chunks(max(1, self._memory // self.bytes_at_work(most)))
         kept = math.prod(self._kept_shape)
         variables = [*jax.tree.leaves(trainable), *jax.tree.leaves(frozen)]
 
-        def of_outputs(outputs: _Outputs) -> Array:
-            return self._of_outputs(trainable, frozen, variables, x, outputs, most, hows)
+        def of_outputs(outputs: _Outputs) -> tuple[Array, Array]:
+            return self._of_outputs(trainable, frozen, variables, x, outputs, most, hows, kernel=kernel)
 
-        def added(total: Array, outputs: _Outputs) -> Array:
-            return self._with_output_shifts(total, of_outputs(outputs), outputs)
+        def added(totals: tuple[Array, Array], parts: tuple[Array, Array], outputs: _Outputs) -> tuple[Array, Array]:
+            return self._with_output_shifts(totals[0], parts[0], outputs), totals[1] + parts[1]
 
-        total = jnp.zeros((n, kept, 2 * self._sketch.dimensions), self.dtype)
+        zeros = jnp.zeros((n, kept, 2 * self._sketch.dimensions), self.dtype)
+        totals = zeros, jnp.zeros((n, n) if kernel else (), self.dtype)
         if len(chunks.position) == 1:
-            total = added(total, _Outputs(*(a[0] for a in dataclasses.astuple(chunks))))
+            outputs = _Outputs(*(a[0] for a in dataclasses.astuple(chunks)))
+            totals = added(totals, of_outputs(outputs), outputs)
         else:
             parts = dataclasses.astuple(chunks)
             specs = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in parts]
             fn = independent_first(lambda *arrays: of_outputs(_Outputs(*arrays)), *specs)
-            total, _ = lax.scan(
-                lambda total, arrays: (self._with_output_shifts(total, fn(*arrays), _Outputs(*arrays)), None),
-                total,
+            totals, _ = lax.scan(
+                lambda totals, arrays: (added(totals, fn(*arrays), _Outputs(*arrays)), None),
+                totals,
                 tuple(map(jnp.asarray, parts)),
             )
-        return (folded(total) / math.sqrt(self._traced)).reshape(n, *self.shape)
+        features = (folded(totals[0]) / math.sqrt(self._traced)).reshape(n, *self.shape)
+        return (features, totals[1] / self._traced) if kernel else features
 
     @property
     def _traced(self) -> int:
@@ -197,15 +211,21 @@ class Projection:
         outputs: _Outputs,
         most: int,
         hows: Collection[Lowering],
-    ) -> Array:
-        """Buffers (n, R, 2 D) of R outputs, before their own shifts."""
+        *,
+        kernel: bool,
+    ) -> tuple[Array, Array]:
+        """Buffers (n, R, 2 D) of R outputs, before their own shifts; and what these add to the kernel (n, n), or 0."""
         features = self._features
         places = lax.broadcasted_iota(jnp.int32, (1, math.prod(self._output_shape)), 1)
         cotangents = (jnp.asarray(outputs.position)[:, None] == places).astype(features.dtype)
         basis = cotangents.reshape(1, len(outputs.position), 1, 1, *self._output_shape)
         axes = [None if site.shared else 0 for site in features.sites]
-        differentiate = features.differentiate(trainable, frozen, basis)
+        differentiate, assemble = features.steps(trainable, frozen, basis)
         saved, derivatives = jax.vmap(differentiate, out_axes=(0, axes))(x)
+        product = jnp.zeros((), self.dtype)
+        if kernel:
+            of_examples = jax.vmap(assemble, in_axes=(0, axes))(saved, derivatives)
+            product = contract.contract(of_examples, of_examples)[:, :, 0, 0, 0]
         drawn = self._draw(outputs)
         n, r = x[0].shape[0], len(outputs.position)
 
@@ -229,7 +249,7 @@ class Projection:
                 buffers = _by_parts(add, n if part == most else part, buffers, data, own)
             return buffers
 
-        return by_platform(added, hows)
+        return by_platform(added, hows), product
 
     def of_any_number(self, most: int) -> bool:
         """Whether any number of examples, up to so many, may be computed together: in caches, or the given memory."""
