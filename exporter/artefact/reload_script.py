@@ -2,10 +2,10 @@
 
     echo '["SAVED_MODEL", "INPUTS.npz", "OUTPUTS.npz", "CALLS_MADE"]' | python reload_script.py
 
-It may be started before these files are there: the line is read when TensorFlow is imported. INPUTS holds the arrays to
-call it with, by input name ("x1", "x2", "x", "params_..."; see `exporter.plan.signatures`). OUTPUTS gets the result of
-each signature ("signature/NAME") and of each method ("method/NAME"), and times in seconds. CALLS_MADE gets a byte for
-each call that was made.
+It may be started before these files are there: the line is read when TensorFlow is imported. It ends when the process
+that started it does. INPUTS holds the arrays to call it with, by input name ("x1", "x2", "x", "params_..."; see
+`exporter.plan.signatures`). OUTPUTS gets the result of each signature ("signature/NAME") and of each method
+("method/NAME"), and times in seconds. CALLS_MADE gets a byte for each call that was made.
 """
 
 import functools
@@ -13,11 +13,20 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()  # before the parent can have ended
 gc.disable()  # modules and graphs stay until the end, and looking for garbage among them takes a tenth of the time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 for name in ("jax", "jaxlib", "keras", "tf_keras", "tf2jax", "neural_tangents", "exporter"):

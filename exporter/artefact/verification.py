@@ -154,7 +154,7 @@ def verify(
     params = perturbed(model.trainable)
     float64 = Expected(oracle, coupled, sketch, ntk.trace_axes)
     of_example = flops * narrowed + frozen_flops
-    asked, left_out = _affordable(requests, reaching or {}, of_example, coupled)
+    asked, left_out = _affordable(requests, reaching or {}, n, of_example, coupled)
     empty = _empty_methods(signatures, n * of_example, coupled)
     results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty)
     proof = oracle.proof  # all this while the process runs
@@ -257,7 +257,7 @@ def planned(
     explicit, n = affordable(model, ntk, config.examples, coupled=coupled, means=means)
     by = "explicit float64 Jacobians" if explicit else "the kernel in float64, itself proved by explicit Jacobians,"
     of_example = flops * narrowed + frozen_flops
-    _, requests_left_out = _affordable(requests, reaching, of_example, coupled)
+    _, requests_left_out = _affordable(requests, reaching, n, of_example, coupled)
     left_out = [*requests_left_out, *_empty_methods(signatures, n * of_example, coupled)]
     text = f"every signature and method against {by} of {n} example{'s' * (n > 1)}"
     return text + (f"; without {len(left_out)} large requests" if left_out else "")
@@ -280,11 +280,16 @@ def _without_kinks(value: np.ndarray, right: np.ndarray, jump: np.ndarray, rtol:
 
 
 def _affordable(
-    requests: Mapping[str, Sequence[int]], reaching: Mapping[str, Sequence[int]], flops: float, coupled: bool
+    requests: Mapping[str, Sequence[int]],
+    reaching: Mapping[str, Sequence[int]],
+    examples: int,
+    flops: float,
+    coupled: bool,
 ) -> tuple[dict[str, dict[int, int]], list[str]]:
     """Which requests to make, each with its number of examples of x2; and the names of those to leave out.
 
-    All that are small; and of larger ones those that reach programs, with one example of x2. None of coupled examples.
+    All that are small; and of larger ones those that reach programs, with one example of x2. None of coupled examples,
+    nor any that is made of so many `examples` anyway.
     """
     if coupled:
         return {}, []
@@ -293,7 +298,8 @@ def _affordable(
     for name, counts in reaching.items():
         asked[name] = {n: min(n, 1) for n in counts if n > small} | asked.get(name, {})
     left_out = [f"{name}/{n}" for name, counts in requests.items() for n in counts if n not in asked[name]]
-    return asked, left_out
+    anyway = examples, reference.few(examples)
+    return {name: dict(item for item in of.items() if item != anyway) for name, of in asked.items()}, left_out
 
 
 def _empty_methods(signatures: Sequence[str], flops: float, coupled: bool) -> list[str]:

@@ -333,7 +333,7 @@ def on_cpu(window: Window, groups: int, options: Options, a: Array, w: Array) ->
     """The same, where XLA:CPU's is slow as a sum over the kernel's taps, which XLA fuses."""
     axis = next(filter(window.phased, range(len(window.inputs))), None)
     if axis is not None:
-        return _interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, options, a, w), w)
+        return interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, options, a, w), w)
     for axis in range(len(window.inputs)):
         first, window = window.met(axis)
         w = lax.slice_in_dim(w, first, first + window.kernel[axis], 1, axis)
@@ -362,18 +362,20 @@ def _ungrouped(window: Window, options: Options, a: Array, w: Array) -> Array:
     return by_xla(window, 1, options, a, w)
 
 
-def _interleaved(window: Window, axis: int, convolve: Callable[[Window, Array], Array], w: Array) -> Array:
-    """A convolution of data that is stretched along an axis as several of the data itself.
+def interleaved(
+    window: Window, axis: int, convolve: Callable[[Window, Array], Array], w: Array, first: int = 1
+) -> Array:
+    """A convolution of data that is stretched along an axis as several of the data itself; `first` as in `pad`.
 
     Stretching by e puts e - 1 zeros between the data, so that every e-th output meets every e-th tap.
     """
     e, size = window.stretches[axis], window.outputs[axis]
     outputs = {
-        k: convolve(phase, lax.slice_in_dim(w, first, None, e, axis))
-        for k, (first, phase) in enumerate(window.phase(axis, k) for k in range(e))
+        k: convolve(phase, lax.slice_in_dim(w, tap, None, e, axis))
+        for k, (tap, phase) in enumerate(window.phase(axis, k) for k in range(e))
         if phase.kernel[axis]
     }
-    at = axis + 1
+    at = axis + first
     if len(outputs) == 1:  # as of one tap: nothing to be stacked
         ((k, y),) = outputs.items()
         config = [(0, 0, 0)] * y.ndim

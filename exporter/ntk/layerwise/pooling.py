@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from exporter.compat.jax_names import JaxprEqn
 from exporter.ntk import equations
 from exporter.ntk.equations import aval
-from exporter.ntk.layerwise.convolution import MOST_TAPS, Window
+from exporter.ntk.layerwise.convolution import MOST_TAPS, Window, interleaved
 
 Array = Any
 
@@ -56,9 +55,26 @@ def bind(eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
         return maximum(a), where
 
     def backward(where: Array, d: Array) -> tuple[Array]:
-        zero = jnp.zeros((), d.dtype)
-        parts = (lax.pad(jnp.where(where == k, d, zero), zero, window.onto_tap(tap)) for k, tap in enumerate(taps))
-        return (sum(parts, zero),)
+        numbers = np.arange(len(taps), dtype=np.int8).reshape(window.kernel)
+        return (_of_data(window.transposed, where, d, jnp.flip(numbers)),)
 
     maximum.defvjp(forward, backward)
     return [maximum(values[0])]
+
+
+def _of_data(window: Window, where: Array, d: Array, taps: Array) -> Array:
+    """The derivative of the data: under each of these `taps`, what d is where the maximum was under that tap.
+
+    It is the convolution that a derivative of data is, by a kernel that is 1 for the one tap, else 0.
+    """
+    axis = next(filter(window.phased, range(len(window.inputs))), None)
+    if axis is not None:
+        return interleaved(window, axis, lambda phase, taps: _of_data(phase, where, d, taps), taps, 0)
+    where, d = window.pad(where, 0, -1), window.pad(d, 0)
+    zero, total = jnp.zeros((), d.dtype), jnp.zeros(window.outputs, d.dtype)
+    for tap in np.ndindex(*window.kernel):
+        under = [where, d]
+        for axis, index in enumerate(tap):
+            under = [window.under_tap(a, axis, 0, index) for a in under]
+        total = total + jnp.where(under[0] == taps[tap], under[1], zero)
+    return total

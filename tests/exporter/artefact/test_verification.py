@@ -1,6 +1,11 @@
 import contextlib
+import json
+import os
+import pathlib
 import re
+import subprocess
 import sys
+import time
 
 import export_models
 import numpy as np
@@ -19,6 +24,7 @@ from exporter.plan.planning import make_plan
 from serving.shared.reference import examples
 
 RTOL = 1e-4
+SCRIPT = pathlib.Path(exporter.artefact.verification.__file__).with_name("reload_script.py")
 
 
 class Linear(tf.Module):
@@ -150,6 +156,31 @@ def test_wrong_only_for_many_examples(plan, answers, monkeypatch):
     results["signature/ntk_symmetric/20"][19, 3] += 0.1
     with pytest.raises(ExportError, match=r"furthest at \[19, 3\]"):
         check(plan, "nowhere", requests=requests)
+
+
+def test_process_ends_with_the_one_that_started_it(tmp_path):
+    """Else a killed export leaves one behind that computes for minutes."""
+    waits = tmp_path / "inputs.npz"
+    os.mkfifo(waits)
+    line = json.dumps(["nowhere", str(waits), "nowhere", "nowhere"])
+    started = f"""if True:
+        import subprocess, sys, time
+        no = subprocess.DEVNULL
+        process = subprocess.Popen([sys.executable, "-P", {str(SCRIPT)!r}], stdin=subprocess.PIPE, stdout=no, stderr=no)
+        process.stdin.write({line!r}.encode() + b"\\n")
+        process.stdin.flush()
+        print(process.pid)
+        time.sleep(1)
+    """
+    pid = int(subprocess.run([sys.executable, "-c", started], capture_output=True, check=True).stdout)
+    for _ in range(300):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+            continue
+        break
+    else:
+        pytest.fail("it runs on")
 
 
 def test_other_values_in_a_variable(exported, tmp_path):
