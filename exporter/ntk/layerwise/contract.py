@@ -41,8 +41,8 @@ Array = Any
 # sums of parts, or its products of more rows, are within 5e-7.
 FEW = 4
 LONG = 4096
-# Rows of more numbers are multiplied by a loop on CPUs, whose sums stay in the cache: at the rate of memory. Products of
-# parts begin for each part. Of fewer numbers the loop takes longer to compile than it saves.
+# On CPUs a loop whose sums stay in the cache multiplies rows of more numbers, at the rate of memory, where products of
+# parts begin for each part. Of fewer numbers it takes longer to compile than it saves.
 LOOPED = 1 << 18
 PARTIAL = 1 << 14
 # Products of both sides' rows with each other, of which a quarter is wanted, are quicker up to so many rows than copies
