@@ -278,13 +278,9 @@ class EngineOracle:
         self, trainable: Mapping[str, Any], x: Batch, sketch: Sketch, trace_axes: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Oracle`; both of the same derivatives, where all outputs are traced."""
-        axes = {axis % len(self._model.output.shape) for axis in trace_axes}
-        ours = {axis % len(self._model.output.shape) for axis in self._ntk.trace_axes}
-        if (
-            self._narrowed
-            or self._ntk.diagonal_axes
-            or not ours == axes == set(range(1, len(self._model.output.shape)))
-        ):
+        rank = len(self._model.output.shape)
+        all_traced = all(len({a % rank for a in axes}) == rank - 1 for axes in (trace_axes, self._ntk.trace_axes))
+        if self._narrowed or not all_traced:
             return self.kernel(trainable, x), self.features(trainable, x, sketch, trace_axes)
         assert self.proof is not None
         self._note(f"the kernel and features of {self.examples} examples in float64")

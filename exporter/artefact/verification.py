@@ -154,8 +154,7 @@ def verify(
     params = perturbed(model.trainable)
     float64 = Expected(oracle, coupled, sketch, ntk.trace_axes)
     of_example = flops * narrowed + frozen_flops
-    asked, left_out = _affordable(requests, reaching or {}, n, of_example, coupled)
-    empty = _empty_methods(signatures, n * of_example, coupled)
+    asked, empty, left_out = _affordable(signatures, requests, reaching or {}, n, of_example, coupled)
     results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty)
     proof = oracle.proof  # all this while the process runs
     expected = float64.of(signatures, model.trainable, sides, params)
@@ -229,7 +228,7 @@ def verify(
         asymmetry=asymmetry,
         smallest_eigenvalue=smallest,
         seconds=seconds,
-        left_out=[*left_out, *(f"method/{name}" for name in empty)],
+        left_out=left_out,
         reference=recorded,
         shares=oracle.shares,
         features=None
@@ -257,8 +256,7 @@ def planned(
     explicit, n = affordable(model, ntk, config.examples, coupled=coupled, means=means)
     by = "explicit float64 Jacobians" if explicit else "the kernel in float64, itself proved by explicit Jacobians,"
     of_example = flops * narrowed + frozen_flops
-    _, requests_left_out = _affordable(requests, reaching, n, of_example, coupled)
-    left_out = [*requests_left_out, *_empty_methods(signatures, n * of_example, coupled)]
+    _, _, left_out = _affordable(signatures, requests, reaching, n, of_example, coupled)
     text = f"every signature and method against {by} of {n} example{'s' * (n > 1)}"
     return text + (f"; without {len(left_out)} large requests" if left_out else "")
 
@@ -280,31 +278,29 @@ def _without_kinks(value: np.ndarray, right: np.ndarray, jump: np.ndarray, rtol:
 
 
 def _affordable(
+    signatures: Sequence[str],
     requests: Mapping[str, Sequence[int]],
     reaching: Mapping[str, Sequence[int]],
     examples: int,
     flops: float,
     coupled: bool,
-) -> tuple[dict[str, dict[int, int]], list[str]]:
-    """Which requests to make, each with its number of examples of x2; and the names of those to leave out.
+) -> tuple[dict[str, dict[int, int]], list[str], list[str]]:
+    """Which requests to make, beside those of so many `examples`, each with its number of examples of x2.
 
     All that are small; and of larger ones those that reach programs, with one example of x2. None of coupled examples,
-    nor any that is made of so many `examples` anyway.
+    nor any that is made anyway. Then which methods to call without examples, and the names of all that is left out.
     """
     if coupled:
-        return {}, []
+        return {}, [], []
     small = _SMALL_REQUEST / max(flops, 1.0)
     asked = {name: {n: reference.few(n) for n in counts if n <= small} for name, counts in requests.items()}
     for name, counts in reaching.items():
         asked[name] = {n: min(n, 1) for n in counts if n > small} | asked.get(name, {})
     left_out = [f"{name}/{n}" for name, counts in requests.items() for n in counts if n not in asked[name]]
     anyway = examples, reference.few(examples)
-    return {name: dict(item for item in of.items() if item != anyway) for name, of in asked.items()}, left_out
-
-
-def _empty_methods(signatures: Sequence[str], flops: float, coupled: bool) -> list[str]:
-    """The methods that are called without examples, where calls with them take so many operations."""
-    return [name for name in signatures if flops > _LONG_REQUEST and not coupled and name != "forward"]
+    asked = {name: dict(item for item in of.items() if item != anyway) for name, of in asked.items()}
+    empty = [name for name in signatures if examples * flops > _LONG_REQUEST and name != "forward"]
+    return asked, empty, [*left_out, *(f"method/{name}" for name in empty)]
 
 
 def _check_empty(name: str, value: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:

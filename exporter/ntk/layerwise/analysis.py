@@ -171,12 +171,8 @@ class _Walk:
         if tag not in _DATA:
             return bind(eqn, values)
         outputs = self._lowering.bind(eqn, values)
-        return outputs if self._false is None or not _is_grouped(eqn) else [self._store(value) for value in outputs]
-
-    def _store(self, value: Any) -> Any:
-        """The value, in memory where the platform wants that of what it would else compute for each of its uses."""
-        store = self._lowering.stored
-        return value if store is None else store(value, self._false)
+        store = self._lowering.stored if _is_grouped(eqn) else None
+        return outputs if store is None or self._false is None else [store(value, self._false) for value in outputs]
 
     def _keep(self, value: Any) -> Any:
         """The value, with its derivative kept in memory where the platform wants that."""

@@ -264,6 +264,7 @@ def _sum_of_parts(x: Array, y: Array) -> Array:
 
 
 def _by_products(x: Array, y: Array) -> Array:
+    """The same, on any platform."""
     b, _, m = x.shape
     size = next((size for size in range(LONG, LONG // 4, -1) if m % size == 0), LONG)  # what is padded is copied
     parts = -(-m // size)
@@ -272,7 +273,7 @@ def _by_products(x: Array, y: Array) -> Array:
 
 
 def _by_loop(x: Array, y: Array) -> Array:
-    """The same of one row each, as PARTIAL sums."""
+    """The same of one row each, by PARTIAL sums that a loop adds to."""
     whole = x.shape[-1] // PARTIAL
 
     def add(k: Array, total: Array) -> Array:

@@ -229,16 +229,22 @@ def copied(window: Window, groups: int, a: Array) -> Array:
 
     def put(tap: Array, total: Array) -> Array:
         tap = tap.astype(np.uint32)
-        starts, rest = list[Array](), tap
-        for size, dilation in reversed(list(zip(window.kernel, window.dilations, strict=True))):
-            starts.insert(0, lax.rem(rest, np.uint32(size)) * np.uint32(dilation))
-            rest = lax.div(rest, np.uint32(size))
+        starts = [k * np.uint32(d) for k, d in zip(unraveled(tap, window.kernel), window.dilations, strict=True)]
         under = lax.dynamic_slice(a, (zero, *starts, zero), (batch, *reach, channels))
         at = (zero, *(zero for _ in starts), tap, zero)
         return lax.dynamic_update_slice(total, under[:, *apart, None, :], at)
 
     total = jnp.zeros((batch, *window.outputs, taps, channels), a.dtype)
     return lax.fori_loop(zero, np.uint32(taps), put, total).reshape(1, -1, taps * channels)
+
+
+def unraveled(number: Array, sizes: Sequence[int]) -> list[Array]:
+    """The index of this number of an array of these sizes, in uint32, of which XLA need not ask the sign."""
+    index = list[Array]()
+    for size in reversed(sizes):
+        index.insert(0, lax.rem(number, np.uint32(size)))
+        number = lax.div(number, np.uint32(size))
+    return index
 
 
 def folds(eqn: JaxprEqn) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from exporter.ntk.layerwise.convolution import Window, sliced
+from exporter.ntk.layerwise.convolution import Window, sliced, unraveled
 
 Array = Any
 
@@ -69,11 +69,7 @@ def by_sums(window: Window, a: Array, d: Array) -> Array:
 
     def part(number: Array) -> tuple[Array, Array]:
         """The data and the derivatives of this step."""
-        index = list[Array]()
-        for n in reversed(sizes):
-            index.insert(0, lax.rem(number, np.uint32(n)))
-            number = lax.div(number, np.uint32(n))
-        batch, *at = index
+        batch, *at = unraveled(number, sizes)
         at[-1] = at[-1] * np.uint32(size)
         under = [k * np.uint32(stride) for k, stride in zip(at, strides, strict=True)]
         x = lax.dynamic_slice(a, (zero, batch, *under, zero), (groups, 1, *reach[:-1], along, a.shape[-1]))

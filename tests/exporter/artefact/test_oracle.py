@@ -71,13 +71,12 @@ def test_few_outputs_are_differentiated_one_by_one():
     assert oracle.proof is None
 
 
-@pytest.mark.parametrize("oracle_class", [ExplicitOracle, EngineOracle])
+@pytest.mark.parametrize("make", [functools.partial(ExplicitOracle, coupled=False), EngineOracle])
 @pytest.mark.parametrize("trace_axes", [(1, 2, 3), (3,), (1, 3)])
-def test_kernel_and_features_of_one_jacobian(trace_axes, oracle_class, monkeypatch):
+def test_kernel_and_features_of_one_jacobian(trace_axes, make, monkeypatch):
     plan = make_plan(models.by_id("spatial_output").build(), NtkConfig(trace_axes=trace_axes), ExportConfig())
     model, x, sketch = plan.model, plan.model.examples(2), Sketch(32)
-    coupled = {"coupled": False} if oracle_class is ExplicitOracle else {}
-    oracle = oracle_class(model, plan.ntk, x, **coupled, note=silent)
+    oracle = make(model, plan.ntk, x, note=silent)
     monkeypatch.setattr(module, "_BYTES_OF_PROOF", 1 << 12)  # some outputs and examples at a time
     kernel, features = oracle.with_features(model.trainable, x, sketch, trace_axes)
     np.testing.assert_allclose(kernel, oracle.kernel(model.trainable, x), rtol=1e-12)

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -180,6 +181,7 @@ def test_process_ends_with_the_one_that_started_it(tmp_path):
             continue
         break
     else:
+        os.kill(pid, signal.SIGKILL)
         pytest.fail("it runs on")
 
 
