@@ -53,11 +53,13 @@ class Expected:
         sides: Mapping[str, Batch],
         params: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """float64 kernels of each of these signatures that is of one, and features."""
+        """float64 kernels of each of these signatures that is of one, and features; `params` may be `trainable`."""
         x, few = sides["x"], len(sides["x2"][0])
         of_features = (x, self.sketch, self.trace_axes) if self.sketch and "ntk_features" in signatures else None
         expected: dict[str, np.ndarray] = {}
-        if not {"ntk", "ntk_symmetric", "ntk_diagonal"}.isdisjoint(signatures):
+        of_pairs = {"ntk": trainable, "ntk_with_params": params}
+        own = {name for name, values in of_pairs.items() if values is trainable}
+        if not {"ntk_symmetric", "ntk_diagonal", *own}.isdisjoint(signatures):
             if of_features:
                 symmetric, expected["ntk_features"] = self.oracle.with_features(trainable, *of_features)
             else:
@@ -65,10 +67,10 @@ class Expected:
             expected |= {"ntk_symmetric": symmetric, "ntk_diagonal": np.einsum("nn...->n...", symmetric)}
         elif of_features:
             expected["ntk_features"] = self.oracle.features(trainable, *of_features)
-        if "ntk" in signatures:
-            expected["ntk"] = self.oracle.kernel(trainable, x, sides["x2"]) if self.coupled else symmetric[:, :few]
-        if "ntk_with_params" in signatures:
-            expected["ntk_with_params"] = self.oracle.kernel(params, x, sides["x2"])
+        for name, values in of_pairs.items():
+            if name in signatures:
+                alone = self.coupled or name not in own
+                expected[name] = self.oracle.kernel(values, x, sides["x2"]) if alone else symmetric[:, :few]
         return expected
 
 
@@ -86,7 +88,7 @@ def jumps(
     and what is left is the change of the derivative of an activation, where one of the sides is beyond its kink.
     """
     rng = np.random.default_rng(0)
-    arrays = (trainable, params, sides["x"])
+    own, arrays = params is trainable, (trainable, params, sides["x"])
 
     def at(signs: Any, size: float) -> dict[str, np.ndarray]:
         def moved(value: np.ndarray, sign: np.ndarray) -> np.ndarray:
@@ -96,7 +98,7 @@ def jumps(
         trainable, others, x = jax.tree.map(moved, arrays, signs)
         there = {"x": x, "x2": tuple(a[: len(b)] for a, b in zip(x, sides["x2"], strict=True))}
         with enable_x64():
-            return expected.of(right, trainable, there, others)
+            return expected.of(right, trainable, there, trainable if own else others)
 
     largest = {name: np.zeros_like(kernel) for name, kernel in right.items()}
     for roundings in _ROUNDINGS:

@@ -93,9 +93,11 @@ class Oracle(Protocol):
 
     Attributes:
       examples: for how many of them kernels can be afforded.
+      of_other_parameters: whether they can be for other values of the trainable variables than the model's own, too.
     """
 
     examples: int
+    of_other_parameters: bool
 
     @property
     def shares(self) -> Shares | None:
@@ -128,7 +130,7 @@ class Means:
     Attributes:
       flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
       seconds: that the verification may take.
-      parameter_sets: for how many values of the trainable variables kernels are asked for.
+      parameter_sets: for how many values of the trainable variables kernels are asked for, where that can be afforded.
       narrowed: the part of the outputs that the engine differentiates in their place (see `ntk.layerwise.heads`).
     """
 
@@ -172,6 +174,7 @@ def oracle_of(model: FunctionalModel, ntk: NtkConfig, x: Batch, *, coupled: bool
 class ExplicitOracle:
     """Kernels from explicit Jacobians of all outputs."""
 
+    of_other_parameters = True
     proof: Proof | None = None
     shares: Shares | None = None
 
@@ -241,6 +244,8 @@ class ExplicitOracle:
 
 class EngineOracle:
     """Kernels by the engine in float64, which is proved first."""
+
+    of_other_parameters = False
 
     def __init__(self, model: FunctionalModel, ntk: NtkConfig, x: Batch, note: Note, *, narrowed: bool = False) -> None:
         """Kernels of the examples x; `narrowed` if they need much fewer derivatives than features do."""

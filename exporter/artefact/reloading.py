@@ -61,6 +61,7 @@ class ReloadingProcess:
         requests: Mapping[str, Mapping[int, int]],
         *,
         empty: Collection[str] = (),
+        alone: Collection[str] = (),
     ) -> Callable[[Told], Results]:
         """Lets it call a SavedModel, once; what it returns waits for the results.
 
@@ -73,6 +74,7 @@ class ReloadingProcess:
           requests: for each signature further numbers of examples to call it with, which are the same ones repeated,
             and for each of these how many of them are x2.
           empty: names of the methods that get no examples, which costs nothing.
+          alone: names of the signatures that are called when no trainable variable has a value any more.
 
         Returns:
           A function of what is told how far it is. It returns the results, by "signature/NAME", "method/NAME" and
@@ -81,7 +83,7 @@ class ReloadingProcess:
         """
         inputs, outputs, made = (self._directory / name for name in ("inputs.npz", "outputs.npz", "calls_made"))
         total = 2 * len(signatures) + sum(len(requests.get(name, {})) for name in signatures)
-        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests, empty))
+        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests, empty, alone))
         line = json.dumps([str(path) for path in (saved_model, inputs, outputs, made)]) + "\n"
 
         def results(told: Told) -> Results:
@@ -107,6 +109,7 @@ def _arrays(
     signatures: Sequence[str],
     requests: Mapping[str, Mapping[int, int]],
     empty: Collection[str],
+    alone: Collection[str],
 ) -> dict[str, np.ndarray]:
     """What the script reads."""
     arrays: dict[str, np.ndarray] = {}
@@ -123,6 +126,7 @@ def _arrays(
     calls = {
         name: {
             "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],
+            "alone": name in alone,
             "without": [k for k, s in side_of.items() if name in empty and s in SIGNATURES[name].sides],
             "rows": {
                 n: {k: columns if s == "x2" else n for k, s in side_of.items() if s in SIGNATURES[name].sides}

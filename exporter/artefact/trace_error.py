@@ -56,7 +56,7 @@ class SampledOracle:
     """Kernels in float64 of estimated traces, from those of each sample by itself.
 
     Attributes:
-      examples: see `Oracle`.
+      examples, of_other_parameters: see `Oracle`.
       deviation: of the first kernel that was asked for, see `TraceError`; None before, and of one sample.
     """
 
@@ -68,7 +68,7 @@ class SampledOracle:
         self._each = make(
             dataclasses.replace(ntk, trace_axes=tuple(others), diagonal_axes=(*diagonal, axis), trace_samples=None)
         )
-        self.examples = self._each.examples
+        self.examples, self.of_other_parameters = self._each.examples, self._each.of_other_parameters
         self.deviation: float | None = None
 
     @property

@@ -151,11 +151,12 @@ def verify(
     own = tuple(a[:n] for a in own)
     x = model.behind_front(own)
     sides = sides_of(x)
-    params = perturbed(model.trainable)
+    params = perturbed(model.trainable) if oracle.of_other_parameters else model.trainable
+    own_params = () if oracle.of_other_parameters else ("ntk_with_params",)
     float64 = Expected(oracle, coupled, sketch, ntk.trace_axes)
     of_example = flops * narrowed + frozen_flops
     asked, empty, left_out = _affordable(signatures, requests, reaching or {}, n, of_example, coupled)
-    results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty)
+    results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty, alone=own_params)
     proof = oracle.proof  # all this while the process runs
     expected = float64.of(signatures, model.trainable, sides, params)
     if "forward" in signatures:

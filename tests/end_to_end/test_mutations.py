@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers as L
 
 from exporter import ExportConfig, ExportError, NtkConfig, export_savedmodel
+from exporter.artefact import oracle
 from exporter.graph import kernel_module, serve_graph
 from exporter.ntk.layerwise.outputs import OutputAxes
 
@@ -100,6 +101,15 @@ def test_wrong_artefact_is_not_published(mutate, signature, monkeypatch, tmp_pat
     with pytest.raises(ExportError, match="Verification failed"):
         export_savedmodel(model(), tmp_path / "base", NtkConfig(), config(signature))
     assert not (tmp_path / "base").exists()
+
+
+def test_own_params_of_a_large_model(monkeypatch, tmp_path):
+    """Of which kernels at no other parameters are computed: where it may read variables, they are not numbers."""
+    monkeypatch.setattr(oracle, "affordable", lambda *_, **__: (False, 2))
+    export_savedmodel(model(), tmp_path / "right", NtkConfig(), config("ntk", "ntk_with_params"))
+    own_params(monkeypatch)
+    with pytest.raises(ExportError, match="expected signature ntk_with_params within"):
+        export_savedmodel(model(), tmp_path / "wrong", NtkConfig(), config("ntk", "ntk_with_params"))
 
 
 def test_right_artefact_is_published(tmp_path):
