@@ -321,10 +321,14 @@ def _of_tile(features: Rowwise, rows: int, variables: Any, x: Batch) -> Nest:
 
 
 def sum_over_passes(passes: int, fn: Callable[[Any], tf.Tensor], variables: Any, zero: tf.Tensor) -> tf.Tensor:
-    """fn(variables), or if there are several passes zero and fn((variables, number)) for each number of a pass."""
+    """fn(variables), or if there are several passes zero and fn((variables, number)) for each number of a pass.
+
+    Where there are no entries to add up, one pass does, which reaches all programs.
+    """
     if passes == 1:
         return fn(variables)
-    return _loop(tf.constant(passes), lambda k, total: total + fn((variables, k)), zero)
+    count = tf.where(tf.equal(tf.size(zero), 0), 1, passes)
+    return _loop(count, lambda k, total: total + fn((variables, k)), zero)
 
 
 def whole(run: Callable[..., tf.Tensor], result: tf.TensorSpec, *sides: Batch) -> tf.Tensor:

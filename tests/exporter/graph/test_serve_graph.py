@@ -430,9 +430,11 @@ def test_requests_of_which_no_side_nearly_fits_go_to_the_larger_kernel():
         x1, x2 = examples(n1), examples(n2)
         result = pairwise(x1, x2)
         np.testing.assert_allclose(result, (5 if is_larger else 1) * by_hand(plain, x1, x2), rtol=1e-12)
-        assert counted.calls == ({BLOCK: 2 * max(2, (n1 + n2) // BLOCK)} if is_larger else {})
+        passes = 2 if n1 else 1  # that reach all programs
+        assert counted.calls == ({BLOCK: passes * max(2, (n1 + n2) // BLOCK)} if is_larger else {})
     for n, is_larger in [(3 * BLOCK, False), (4 * BLOCK, True), (0, True)]:
         counted.calls.clear()
         x = examples(n)
         np.testing.assert_allclose(symmetric(x), (5 if is_larger else 1) * by_hand(plain, x, x), rtol=1e-12)
-        assert counted.calls == ({BLOCK: 2 * max(1, n // BLOCK)} if is_larger else {})
+        passes = 2 if n else 1
+        assert counted.calls == ({BLOCK: passes * max(1, n // BLOCK)} if is_larger else {})
