@@ -281,13 +281,15 @@ def fold(eqn: JaxprEqn, a: Array, products: Array) -> tuple[Array, Array]:
     return jnp.swapaxes(a.reshape(size, groups, -1), 0, 1), products.reshape(*lead, size, size)
 
 
-def bind_channels_last(convolve: Convolve, eqn: JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
+def bind_channels_last(
+    convolve: Convolve, transposed: Convolve, eqn: JaxprEqn, values: Sequence[Array]
+) -> Sequence[Array]:
     """The outputs of a `conv_general_dilated` equation, by a convolution with channels last, derivative included.
 
-    XLA:CPU reorders the axes of others only outside loops, and within them takes scalar loops. The derivative is a
-    convolution too, of which `convolve` has a good form, not what differentiating its form would give. The kernel's
-    derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites. Of one tap it is a
-    product of matrices, for whose derivative XLA need not transpose the kernel.
+    XLA:CPU reorders the axes of others only outside loops, and within them takes scalar loops. The data's derivative is
+    what `transposed` makes of the outputs', with the same window and kernel, not what differentiating `convolve` would
+    give. The kernel's derivative is not needed, and zero: Jacobians of parameters come from the derivatives at sites.
+    Of one tap it is a product of matrices, for whose derivative XLA need not transpose the kernel.
     """
     dn, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     rank = len(dn.lhs_spec) - 2
@@ -301,10 +303,7 @@ def bind_channels_last(convolve: Convolve, eqn: JaxprEqn, values: Sequence[Array
         return convolve(window, groups, options, a, w)
 
     def backward(w: Array, d: Array) -> tuple[Array, Array]:
-        # (*kernel, channels of a group, groups, features) to (*kernel, features, groups, channels), the taps in reverse
-        w_t = jnp.swapaxes(w.reshape(*w.shape[:-1], groups, -1), -1, -3)
-        w_t = jnp.flip(w_t.reshape(*w_t.shape[:-2], -1), range(rank)).astype(d.dtype)
-        return convolve(window.transposed, groups, options, d, w_t).astype(dtype), jnp.zeros_like(w)
+        return transposed(window, groups, options, d, w.astype(d.dtype)).astype(dtype), jnp.zeros_like(w)
 
     differentiable.defvjp(lambda a, w: (differentiable(a, w), w), backward)
     a = jnp.transpose(values[0], (dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1]))
@@ -335,14 +334,69 @@ def by_xla(window: Window, groups: int, options: Options, a: Array, w: Array) ->
     )
 
 
-def on_cpu(window: Window, groups: int, options: Options, a: Array, w: Array) -> Array:
-    """The same, where XLA:CPU's is slow as a sum over the kernel's taps, which XLA fuses."""
-    axis = next(filter(window.phased, range(len(window.inputs))), None)
-    if axis is not None:
-        return interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, options, a, w), w)
+def transposed_by_xla(window: Window, groups: int, options: Options, d: Array, w: Array) -> Array:
+    """Derivatives of the data from those of the outputs, with the kernel of the convolution itself."""
+    return by_xla(window.transposed, groups, options, d, _reversed(w, groups))
+
+
+def transposed_on_cpu(window: Window, groups: int, options: Options, d: Array, w: Array) -> Array:
+    """The same; of few positions by one product for all taps, for which the kernel stays as it lies in memory.
+
+    What reversing and transposing it takes does not depend on the number of positions, and what the products take to be
+    added up does.
+    """
+    if groups == 1 and set(window.stretches) <= {1}:
+        window, w = _met(window, w)
+        if math.prod(window.kernel) > 1 and math.prod(window.outputs) <= max(FEW_POSITIONS, w.shape[-1]):
+            return _onto_taps(window, options, d, w)
+    return on_cpu(window.transposed, groups, options, d, _reversed(w, groups))
+
+
+def _onto_taps(window: Window, options: Options, d: Array, w: Array) -> Array:
+    """Products with the kernel of every tap, each added where the data under that tap is."""
+    zero, none, channels = np.uint32(0), (0, 0, 0), w.shape[-2]
+    w = w.reshape(-1, w.shape[-1])  # taps and channels
+    products = lax.dot_general(d, w, (((d.ndim - 1,), (1,)), ((), ())), **dict(options))
+    products = products.reshape(*d.shape[:-1], -1, channels)
+    nothing = jnp.zeros((), products.dtype)
+    apart = [none, *((0, 0, stride - 1) for stride in window.strides), none]
+
+    def add(tap: Array, total: Array) -> Array:
+        tap = tap.astype(np.uint32)
+        starts = [k * np.uint32(d) for k, d in zip(unraveled(tap, window.kernel), window.dilations, strict=True)]
+        under = lax.pad(lax.dynamic_index_in_dim(products, tap, d.ndim - 1, keepdims=False), nothing, apart)
+        at = (zero, *starts, zero)
+        return lax.dynamic_update_slice(total, lax.dynamic_slice(total, at, under.shape) + under, at)
+
+    sizes, config = [], []
+    for n, k, s, dilation, _, (lo, _), o in zip(*dataclasses.astuple(window), window.outputs, strict=True):
+        sizes.append((k - 1) * dilation + (o - 1) * s + 1)
+        config.append((-lo, n + lo - sizes[-1], 0))
+    total = jnp.zeros((d.shape[0], *sizes, channels), products.dtype)
+    total = lax.fori_loop(zero, np.uint32(math.prod(window.kernel)), add, total)
+    return lax.pad(total, nothing, [none, *config, none])
+
+
+def _reversed(w: Array, groups: int) -> Array:
+    """(*kernel, channels of a group, groups * features) to (*kernel, features, groups * channels), taps in reverse."""
+    w = jnp.swapaxes(w.reshape(*w.shape[:-1], groups, -1), -1, -3)
+    return jnp.flip(w.reshape(*w.shape[:-2], -1), range(w.ndim - 3))
+
+
+def _met(window: Window, w: Array) -> tuple[Window, Array]:
+    """The window and kernel without the taps that are never over data."""
     for axis in range(len(window.inputs)):
         first, window = window.met(axis)
         w = lax.slice_in_dim(w, first, first + window.kernel[axis], 1, axis)
+    return window, w
+
+
+def on_cpu(window: Window, groups: int, options: Options, a: Array, w: Array) -> Array:
+    """The same as `by_xla`, where XLA:CPU's is slow as a sum over the kernel's taps, which XLA fuses."""
+    axis = next(filter(window.phased, range(len(window.inputs))), None)
+    if axis is not None:
+        return interleaved(window, axis, lambda phase, w: on_cpu(phase, groups, options, a, w), w)
+    window, w = _met(window, w)
     if groups > 1:
         return _taps(window, groups, a, w)
     if math.prod(window.outputs) <= FEW_POSITIONS and math.prod(window.kernel) > 1:

@@ -94,10 +94,10 @@ def _through_loop(false: Any, d: Any) -> Any:
     return lax.while_loop(lambda state: state[0], lambda state: (state[0], -state[1]), (false, d))[1]
 
 
-def _binding(convolve: convolution.Convolve) -> Bind:
-    """Binds equations, convolutions by this one, and maxima over windows with a derivative that is summed over taps."""
+def _binding(convolve: convolution.Convolve, transposed: convolution.Convolve) -> Bind:
+    """Binds equations, convolutions by these, and maxima over windows with a derivative that is summed over taps."""
     ours: dict[str, Bind] = {
-        "conv_general_dilated": functools.partial(convolution.bind_channels_last, convolve),
+        "conv_general_dilated": functools.partial(convolution.bind_channels_last, convolve, transposed),
         "reduce_window_max": pooling.bind,
     }
     return lambda eqn, values: ours.get(eqn.primitive.name, bind)(eqn, values)
@@ -117,6 +117,11 @@ class _Given:
 def _convolve_anywhere(window: convolution.Window, groups: int, options: convolution.Options, a: Any, w: Any) -> Any:
     first = (window, groups, options)
     return on_platform(_Given(convolution.on_cpu, first), _Given(convolution.by_xla, first))(a, w)
+
+
+def _transposed_anywhere(window: convolution.Window, groups: int, options: convolution.Options, d: Any, w: Any) -> Any:
+    first = (window, groups, options)
+    return on_platform(_Given(convolution.transposed_on_cpu, first), _Given(convolution.transposed_by_xla, first))(d, w)
 
 
 def _patches_anywhere(window: convolution.Window, groups: int, a: Any) -> Any:
@@ -142,7 +147,7 @@ DEFAULT = Lowering(
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
 CPU = Lowering(
-    _binding(convolution.on_cpu),
+    _binding(convolution.on_cpu, convolution.transposed_on_cpu),
     functools.partial(convolution.patches, convolution.copied),
     depthwise.by_sums,
     _compiled_once,
@@ -152,7 +157,7 @@ CPU = Lowering(
 )
 # One trace for both: only what differs between them is there for each.
 ANYWHERE = Lowering(
-    _binding(_convolve_anywhere),
+    _binding(_convolve_anywhere, _transposed_anywhere),
     functools.partial(convolution.patches, _patches_anywhere),
     _depthwise_anywhere,
     jax.jit,

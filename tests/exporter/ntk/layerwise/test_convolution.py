@@ -12,12 +12,12 @@ from jax import lax
 from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.analysis import Sort, Trace
-from exporter.ntk.layerwise.convolution import Window, bind_channels_last, by_xla, fold, folds
+from exporter.ntk.layerwise.convolution import Window, bind_channels_last, by_xla, fold, folds, transposed_by_xla
 from exporter.ntk.layerwise.engine import LayerwiseParts
 from exporter.ntk.measure import bytes_of_program
 
 
-def equation(rng, rank, *, groups=1, at_least=3, **given):
+def equation(rng, rank, *, groups=1, at_least=3, kernel_at_least=1, **given):
     """A random convolution's equation of one group or several, and values of its inputs."""
 
     def draw(low, high):
@@ -36,7 +36,7 @@ def equation(rng, rank, *, groups=1, at_least=3, **given):
     ]
     names = orders[rng.integers(2)]
     sizes = dict(zip(spatial, draw(at_least, at_least + 4), strict=True)) | {"N": 2, "C": 2 * groups}
-    kernel = dict(zip(spatial, draw(1, 5), strict=True)) | {"I": 2, "O": 3 * groups}
+    kernel = dict(zip(spatial, draw(kernel_at_least, 5), strict=True)) | {"I": 2, "O": 3 * groups}
     a = rng.normal(size=[sizes[axis] for axis in names[0]])
     w = rng.normal(size=[kernel[axis] for axis in names[1]])
 
@@ -52,6 +52,7 @@ def equation(rng, rank, *, groups=1, at_least=3, **given):
 def assert_the_same(eqn, convolve, a, w):
     """In values and in derivatives with respect to the data."""
     d = np.random.default_rng(0).normal(size=jax.eval_shape(convolve, a, w).shape)
+    elsewhere = functools.partial(bind_channels_last, by_xla, transposed_by_xla)
 
     @jax.jit
     def both(a, d):
@@ -62,7 +63,7 @@ def assert_the_same(eqn, convolve, a, w):
                 for fn in (
                     lambda a: convolve(a, w),
                     lambda a: lowering.CPU.bind(eqn, [a, w])[0],
-                    lambda a: bind_channels_last(by_xla, eqn, [a, w])[0],  # where the platform is not known
+                    lambda a: elsewhere(eqn, [a, w])[0],
                 )
             )
         ]
@@ -92,6 +93,19 @@ def with_outputs(rng, *args, **kwargs):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_any_convolution(rank, groups, seed):
     assert_the_same(*with_outputs(np.random.default_rng([rank, groups, seed]), rank, groups=groups))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_derivatives_of_few_positions_take_the_kernel_as_it_is(rank, seed):
+    """In no other order: for these, reordering it takes longer than the products."""
+    drawn = with_outputs(np.random.default_rng([rank, seed]), rank, lhs_dilation=(1,) * rank, kernel_at_least=2)
+    assert_the_same(*drawn)
+    eqn, convolve, a, w = drawn
+    d = jnp.zeros(jax.eval_shape(convolve, a, w).shape)
+    text = jax.jit(lambda a, d: jax.vjp(lambda a: lowering.CPU.bind(eqn, [a, w])[0], a)[1](d)).lower(a, d).as_text()
+    assert "stablehlo.dot_general" in text
+    assert "stablehlo.reverse" not in text
 
 
 @pytest.mark.parametrize("stretched", ["lhs_dilation", "window_strides"])
