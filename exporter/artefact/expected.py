@@ -88,7 +88,8 @@ def jumps(
     and what is left is the change of the derivative of an activation, where one of the sides is beyond its kink.
     """
     rng = np.random.default_rng(0)
-    own, arrays = params is trainable, (trainable, params, sides["x"])
+    own = params is trainable
+    arrays = (trainable, None if own else params, sides["x"])
 
     def at(signs: Any, size: float) -> dict[str, np.ndarray]:
         def moved(value: np.ndarray, sign: np.ndarray) -> np.ndarray:

@@ -130,7 +130,8 @@ class Means:
     Attributes:
       flops: operations for the derivatives of all outputs of an example; 0 if they are not known.
       seconds: that the verification may take.
-      parameter_sets: for how many values of the trainable variables kernels are asked for, where that can be afforded.
+      parameter_sets: for how many values of the trainable variables the SavedModel computes kernels; so does an oracle
+        `of_other_parameters`.
       narrowed: the part of the outputs that the engine differentiates in their place (see `ntk.layerwise.heads`).
     """
 

@@ -69,7 +69,7 @@ def main(saved_model: str, inputs_path: str, outputs_path: str, calls_path: str)
             made.write(b".")
             return result
 
-        last = [key for key in asked if calls[key.split("/")[1]]["alone"]]
+        last = [key for key in asked if calls[key.split("/")[1]]["overwritten"]]
         outputs = _all(ask, {key: call for key, call in asked.items() if key not in last}, threads)
         if last:
             for variable in model.params.values():

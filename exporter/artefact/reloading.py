@@ -61,7 +61,6 @@ class ReloadingProcess:
         requests: Mapping[str, Mapping[int, int]],
         *,
         empty: Collection[str] = (),
-        alone: Collection[str] = (),
     ) -> Callable[[Told], Results]:
         """Lets it call a SavedModel, once; what it returns waits for the results.
 
@@ -69,12 +68,11 @@ class ReloadingProcess:
           saved_model: its directory.
           model: what it was made of, with inputs and variables of its dtypes.
           sides: examples for x, x1 and x2.
-          params: values for `ntk_with_params`.
+          params: values for `ntk_with_params`; if these are the model's own, it is called when its variables have none.
           signatures: names of those to call, and the methods of these names.
           requests: for each signature further numbers of examples to call it with, which are the same ones repeated,
             and for each of these how many of them are x2.
           empty: names of the methods that get no examples, which costs nothing.
-          alone: names of the signatures that are called when no trainable variable has a value any more.
 
         Returns:
           A function of what is told how far it is. It returns the results, by "signature/NAME", "method/NAME" and
@@ -83,7 +81,7 @@ class ReloadingProcess:
         """
         inputs, outputs, made = (self._directory / name for name in ("inputs.npz", "outputs.npz", "calls_made"))
         total = 2 * len(signatures) + sum(len(requests.get(name, {})) for name in signatures)
-        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests, empty, alone))
+        np.savez(inputs, allow_pickle=False, **_arrays(model, sides, params, signatures, requests, empty))
         line = json.dumps([str(path) for path in (saved_model, inputs, outputs, made)]) + "\n"
 
         def results(told: Told) -> Results:
@@ -109,7 +107,6 @@ def _arrays(
     signatures: Sequence[str],
     requests: Mapping[str, Mapping[int, int]],
     empty: Collection[str],
-    alone: Collection[str],
 ) -> dict[str, np.ndarray]:
     """What the script reads."""
     arrays: dict[str, np.ndarray] = {}
@@ -126,7 +123,7 @@ def _arrays(
     calls = {
         name: {
             "arguments": [*(arguments[s] for s in SIGNATURES[name].sides), *([keys] * SIGNATURES[name].takes_params)],
-            "alone": name in alone,
+            "overwritten": SIGNATURES[name].takes_params and params is model.trainable,
             "without": [k for k, s in side_of.items() if name in empty and s in SIGNATURES[name].sides],
             "rows": {
                 n: {k: columns if s == "x2" else n for k, s in side_of.items() if s in SIGNATURES[name].sides}

@@ -152,11 +152,10 @@ def verify(
     x = model.behind_front(own)
     sides = sides_of(x)
     params = perturbed(model.trainable) if oracle.of_other_parameters else model.trainable
-    own_params = () if oracle.of_other_parameters else ("ntk_with_params",)
     float64 = Expected(oracle, coupled, sketch, ntk.trace_axes)
     of_example = flops * narrowed + frozen_flops
     asked, empty, left_out = _affordable(signatures, requests, reaching or {}, n, of_example, coupled)
-    results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty, alone=own_params)
+    results = process.start(saved_model, model, sides_of(own), params, signatures, asked, empty=empty)
     proof = oracle.proof  # all this while the process runs
     expected = float64.of(signatures, model.trainable, sides, params)
     if "forward" in signatures:

@@ -25,8 +25,12 @@ costs           what each site costs, by count
 
 lowering        what XLA does badly and the engine does for it, by platform; an artefact's programs are traced once for
                 all platforms, and each compiles its own operations (`platforms`)
+window          where the taps of a convolution or of a maximum meet data; strides phase by phase, without zeros between
+                the data
 convolution     channels last (XLA reorders others only outside loops); sums over taps where XLA's own are slow,
-                those of three axes as sums of two's; strides phase by phase, without zeros between the data;
-                patches by one gather, which compiles faster than a slice for each tap, positions last in memory
+                those of three axes as sums of two's; derivatives of few positions without reordering the kernel
+patches         the data under each output; of few positions by one gather, which compiles faster than a slice for each
+                tap, positions last in memory
+depthwise       derivatives by the kernels of depthwise convolutions
 pooling         maxima of windows whose derivatives are sums over taps, not scatters
 """

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from exporter.ntk.layerwise.convolution import Window, sliced, unraveled
+from exporter.ntk.layerwise.patches import sliced
+from exporter.ntk.layerwise.window import Window, unraveled
 
 Array = Any
 

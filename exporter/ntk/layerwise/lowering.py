@@ -13,8 +13,9 @@ from jax import lax
 
 from exporter.compat.jax_names import JaxprEqn, set_xla_metadata
 from exporter.ntk.equations import bind, evaluate
-from exporter.ntk.layerwise import convolution, depthwise, pooling
+from exporter.ntk.layerwise import convolution, depthwise, patches, pooling
 from exporter.ntk.layerwise.platforms import on_platform
+from exporter.ntk.layerwise.window import Window
 
 Bind = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
 
@@ -37,7 +38,7 @@ class Lowering:
 
     bind: Bind
     patches: Callable[[JaxprEqn, Any], Any]
-    depthwise: Callable[[convolution.Window, Any, Any], Any]
+    depthwise: Callable[[Window, Any, Any], Any]
     called: Callable[[Callable[..., Any]], Callable[..., Any]]
     materialized: Callable[[Any, Any], Any] | None
     stored: Callable[[Any, Any], Any] | None
@@ -114,22 +115,22 @@ class _Given:
         return self.fn(*self.first, *others)
 
 
-def _convolve_anywhere(window: convolution.Window, groups: int, options: convolution.Options, a: Any, w: Any) -> Any:
+def _convolve_anywhere(window: Window, groups: int, options: convolution.Options, a: Any, w: Any) -> Any:
     first = (window, groups, options)
     return on_platform(_Given(convolution.on_cpu, first), _Given(convolution.by_xla, first))(a, w)
 
 
-def _transposed_anywhere(window: convolution.Window, groups: int, options: convolution.Options, d: Any, w: Any) -> Any:
+def _transposed_anywhere(window: Window, groups: int, options: convolution.Options, d: Any, w: Any) -> Any:
     first = (window, groups, options)
     return on_platform(_Given(convolution.transposed_on_cpu, first), _Given(convolution.transposed_by_xla, first))(d, w)
 
 
-def _patches_anywhere(window: convolution.Window, groups: int, a: Any) -> Any:
+def _patches_anywhere(window: Window, groups: int, a: Any) -> Any:
     first = (window, groups)
-    return on_platform(_Given(convolution.copied, first), _Given(convolution.sliced, first))(a)
+    return on_platform(_Given(patches.copied, first), _Given(patches.sliced, first))(a)
 
 
-def _depthwise_anywhere(window: convolution.Window, a: Any, d: Any) -> Any:
+def _depthwise_anywhere(window: Window, a: Any, d: Any) -> Any:
     return on_platform(_Given(depthwise.by_sums, (window,)), _Given(depthwise.by_products, (window,)))(a, d)
 
 
@@ -141,14 +142,12 @@ def _second(_: Any, d: Any) -> Any:
     return d
 
 
-DEFAULT = Lowering(
-    bind, functools.partial(convolution.patches, convolution.sliced), depthwise.by_products, jax.jit, None, None
-)
+DEFAULT = Lowering(bind, functools.partial(patches.of_data, patches.sliced), depthwise.by_products, jax.jit, None, None)
 # XLA:CPU fuses all elementwise operations that a derivative is made of, down to the last convolution, into each of its
 # uses, and so computes a ResNet's residual stream again and again: 3.2 times the time for a ResNet-50.
 CPU = Lowering(
     _binding(convolution.on_cpu, convolution.transposed_on_cpu),
-    functools.partial(convolution.patches, convolution.copied),
+    functools.partial(patches.of_data, patches.copied),
     depthwise.by_sums,
     _compiled_once,
     _materializing(_through_loop),
@@ -158,7 +157,7 @@ CPU = Lowering(
 # One trace for both: only what differs between them is there for each.
 ANYWHERE = Lowering(
     _binding(_convolve_anywhere, _transposed_anywhere),
-    functools.partial(convolution.patches, _patches_anywhere),
+    functools.partial(patches.of_data, _patches_anywhere),
     _depthwise_anywhere,
     jax.jit,
     _materializing(_through_loop_on_cpu),

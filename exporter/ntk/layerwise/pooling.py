@@ -12,7 +12,7 @@ import numpy as np
 from exporter.compat.jax_names import JaxprEqn
 from exporter.ntk import equations
 from exporter.ntk.equations import aval
-from exporter.ntk.layerwise.convolution import MOST_TAPS, Window, interleaved
+from exporter.ntk.layerwise.window import MOST_TAPS, Window, interleaved
 
 Array = Any
 

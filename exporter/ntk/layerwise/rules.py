@@ -24,8 +24,9 @@ from jax import lax
 
 from exporter.compat.jax_names import JaxprEqn
 from exporter.ntk.equations import aval, bind
-from exporter.ntk.layerwise import convolution
+from exporter.ntk.layerwise import patches
 from exporter.ntk.layerwise.sites import Array, Rule, Site
+from exporter.ntk.layerwise.window import Window
 
 
 def _derivative(site: Site, data: Array, d: Array) -> Array:
@@ -151,7 +152,7 @@ def _not_before(d: Array, data: Array) -> Array:
 def _conv_inputs(site: Site, data: Array, d: Array) -> tuple[Array, Array]:
     """The data, if its patches may be made, and D (R, batch, *positions, groups, channels of a group)."""
     dn, groups = site.eqn.params["dimension_numbers"], site.eqn.params["feature_group_count"]
-    window = convolution.Window.of(site.eqn)
+    window = Window.of(site.eqn)
     taps = math.prod(window.kernel)
     if taps > 1 and taps * math.prod(window.outputs) * data.shape[dn.lhs_spec[1]] > MOST_PATCHES:
         data = _not_before(d, data)
@@ -192,7 +193,7 @@ def _depthwise_explicit(site: Site, data: Array, d: Array) -> Array:
     data, d = _conv_inputs(site, data, d)
     lhs = site.eqn.params["dimension_numbers"].lhs_spec
     a = jnp.transpose(data, (lhs[0], *lhs[2:], lhs[1]))
-    g = site.lowering.depthwise(convolution.Window.of(site.eqn), a, d)
+    g = site.lowering.depthwise(Window.of(site.eqn), a, d)
     return _conv_ordered(site, g.reshape(*g.shape[:-2], 1, -1))
 
 
@@ -201,7 +202,7 @@ def _conv_columns(site: Site) -> list[int]:
 
 
 def _conv_fold(site: Site, data: Array, products: Array) -> tuple[Array, Array] | None:
-    return convolution.fold(site.eqn, data, products) if convolution.folds(site.eqn) else None
+    return patches.fold(site.eqn, data, products) if patches.folds(site.eqn) else None
 
 
 CONVOLUTION = Rule(

@@ -12,8 +12,10 @@ from jax import lax
 from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import lowering
 from exporter.ntk.layerwise.analysis import Sort, Trace
-from exporter.ntk.layerwise.convolution import Window, bind_channels_last, by_xla, fold, folds, transposed_by_xla
+from exporter.ntk.layerwise.convolution import bind_channels_last, by_xla, transposed_by_xla
 from exporter.ntk.layerwise.engine import LayerwiseParts
+from exporter.ntk.layerwise.patches import fold, folds
+from exporter.ntk.layerwise.window import Window
 from exporter.ntk.measure import bytes_of_program
 
 

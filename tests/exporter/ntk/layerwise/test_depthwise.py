@@ -10,7 +10,8 @@ from jax import lax
 
 from exporter.compat.jax_names import enable_x64
 from exporter.ntk.layerwise import depthwise
-from exporter.ntk.layerwise.convolution import Window, by_xla
+from exporter.ntk.layerwise.convolution import by_xla
+from exporter.ntk.layerwise.window import Window
 
 
 def random_window(rng, rank):
