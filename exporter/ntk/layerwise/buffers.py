@@ -4,7 +4,7 @@ A buffer has 2 D numbers, so that a row shifted by less than D lies in it in one
 end. There is one for each example and output, (n, R, 2 D).
 
 XLA compiles each operation on its own, and of most variables of a deep model the last row has not all entries. These
-rows wait, and those of about a width are added in one loop.
+rows wait until all are there, one after the other in one array, and those of about a width are added in one loop.
 
 Functions are compiled ones, so that they are traced once for all variables of a shape.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ Array = Any
 
 FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
 FEWEST_WAITING = 4  # rows of about a width that a loop is for
+WIDER = 4  # times as wide as others are rows that another loop is for
 BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
 LARGEST_BLOCK = 32 << 20
 
@@ -47,7 +49,7 @@ class Accumulator:
         """Takes buffers (n, R, 2 D); rows are moved `at_once`, as GPUs do fastest, or one after the other."""
         self.count, self.at_once = count, at_once
         self._buffers, self._drawn = buffers, drawn
-        self._waiting: list[tuple[int, Array]] = []
+        self._waiting: list[tuple[int, Array]] = []  # numbers of first rows, and entries from there on
 
     @property
     def examples(self) -> int:
@@ -61,10 +63,9 @@ class Accumulator:
         full = entries.shape[-1] // d
         if full > FEW_ROWS:
             self._buffers = _add_rows(self._buffers, first, entries, self._drawn, at_once=self.at_once)
-        else:
-            full = 0
-        for k in range(full, -(-entries.shape[-1] // d)):
-            self._waiting.append((first + k, entries[..., k * d : (k + 1) * d]))
+            first, entries = first + full, entries[..., full * d :]
+        if entries.shape[-1]:
+            self._waiting.append((first, entries))
 
     def add_factors(self, first: int, a: Array, d: Array, *, block: int, bias: int | None) -> None:
         """Adds the Jacobian of a matrix (I, J), whose entries are made a block at a time.
@@ -98,17 +99,26 @@ class Accumulator:
 
     def total(self) -> Array:
         """The buffers with all that was added."""
-        widths: dict[int, list[tuple[int, Array]]] = {}
-        for number, row in self._waiting:
-            width = min(1 << (row.shape[-1] - 1).bit_length(), self._drawn.dimensions)
-            widths.setdefault(width, []).append((number, row))
-        for width, rows in sorted(widths.items()):
-            if len(rows) < FEWEST_WAITING:
-                for number, row in rows:
-                    self._buffers = _add_row(self._buffers, number, row, self._drawn)
-                continue
-            numbers = np.array([number for number, _ in rows], np.int32)
-            self._buffers = _add_waiting(self._buffers, numbers, [row for _, row in rows], self._drawn, width=width)
+        d, dtype = self._drawn.dimensions, self._buffers.dtype
+        by_width: dict[int, list[tuple[int, int, int]]] = {}
+        start = 0
+        for number, entries in self._waiting:
+            count = entries.shape[-1]
+            for k in range(0, count, d):
+                size = min(d, count - k)
+                width = min(WIDER ** math.ceil(math.log(size, WIDER)), d)
+                by_width.setdefault(width, []).append((number + k // d, start + k, size))
+            start += count
+        if self._waiting:
+            widest, end = max(by_width), jnp.zeros((*self._buffers.shape[:2], max(by_width)), dtype)
+            values = jnp.concatenate([*(entries.astype(dtype) for _, entries in self._waiting), end], -1)
+            rows: list[tuple[int, int, int]] = []
+            for width in sorted(by_width):
+                rows += by_width[width]
+                if len(rows) >= FEWEST_WAITING or width == widest:
+                    what = np.array(rows, np.uint32)
+                    self._buffers = _add_waiting(self._buffers, what, values, self._drawn, width=width)
+                    rows = []
         self._waiting = []
         return self._buffers
 
@@ -119,13 +129,6 @@ def _added(buffers: Array, shift: Array, signed: Array) -> Array:
     return lax.dynamic_update_slice(buffers, lax.dynamic_slice(buffers, at, signed.shape) + signed, at)
 
 
-@jax.jit
-def _add_row(buffers: Array, row: Array, part: Array, drawn: Drawn) -> Array:
-    """Buffers with entries (n, R, D or fewer) of one row added."""
-    negative = drawn.negative(row)[..., : part.shape[-1]]
-    return _added(buffers, drawn.shifts[row], jnp.where(negative, -part, part).astype(buffers.dtype))
-
-
 @functools.partial(jax.jit, static_argnames="at_once")
 def _add_rows(buffers: Array, first: Array, entries: Array, drawn: Drawn, *, at_once: bool) -> Array:
     """Buffers with the whole rows of D entries that there are in (n, R, entries) added."""
@@ -134,38 +137,38 @@ def _add_rows(buffers: Array, first: Array, entries: Array, drawn: Drawn, *, at_
     if at_once:
         return buffers.at[..., :d].add(_rolled_sum(entries[..., : rows * d], first, drawn).astype(buffers.dtype))
 
-    return _add_loop(buffers, first + jnp.arange(rows), entries, drawn, d)
+    def part(k: Array) -> Array:
+        return lax.dynamic_slice_in_dim(entries, k * np.uint32(d), d, 2)
+
+    return _add_loop(buffers, rows, lambda k: jnp.asarray(first, jnp.uint32) + k, part, drawn)
 
 
 @functools.partial(jax.jit, static_argnames="width")
-def _add_waiting(buffers: Array, numbers: Array, rows: list[Array], drawn: Drawn, *, width: int) -> Array:
-    """Buffers with rows (n, R, up to `width`) of these numbers added, in one loop, for which zeros make them alike."""
-    alike = [
-        part.astype(buffers.dtype)
-        for row in rows
-        for part in (row, jnp.zeros((*row.shape[:2], width - row.shape[-1])))
-        if part.shape[-1]
-    ]
-    values = jnp.concatenate(alike, -1)
+def _add_waiting(buffers: Array, rows: Array, values: Array, drawn: Drawn, *, width: int) -> Array:
+    """Buffers with rows added, each (number, where it begins in `values` (n, R, ...), how many entries up to `width`)."""
+    numbers, starts, sizes = rows.T
 
-    return _add_loop(buffers, numbers, values, drawn, width)
+    def part(k: Array) -> Array:
+        entries = lax.dynamic_slice_in_dim(values, starts[k], width, 2)
+        return jnp.where(lax.iota(jnp.uint32, width) < sizes[k], entries, 0)
+
+    return _add_loop(buffers, len(numbers), lambda k: numbers[k], part, drawn)
 
 
-def _add_loop(buffers: Array, numbers: Array, entries: Array, drawn: Drawn, width: int) -> Array:
-    """Buffers with rows of these numbers added, `width` of the entries (n, R, ...) each.
+def _add_loop(
+    buffers: Array, count: int, number: Callable[[Array], Array], part: Callable[[Array], Array], drawn: Drawn
+) -> Array:
+    """Buffers with so many rows added, the k-th of this number and of these entries (n, R, D or fewer).
 
-    Signs of all rows are made before, since within the loop XLA would make them again for each example and output. The
-    loop counts without a sign: JAX asks of each other index whether it is negative, in an operation of its own.
+    The loop counts without a sign: JAX asks of each other index whether it is negative, in an operation of its own.
     """
-    signs, of_outputs = drawn.signs(numbers)
-    signs, shifts = signs[:, :width], drawn.shifts[numbers]
+    of_row = drawn.looped(number, count)
 
     def add(k: Array, buffers: Array) -> Array:
-        part = lax.dynamic_slice_in_dim(entries, k * width, width, 2).astype(buffers.dtype)
-        signed = part * (signs[k] * of_outputs[k][:, None]).astype(buffers.dtype)
-        return _added(buffers, shifts[k], signed)
+        entries, (signs, shift) = part(k).astype(buffers.dtype), of_row(k)
+        return _added(buffers, shift, entries * signs[:, : entries.shape[2]].astype(buffers.dtype))
 
-    return lax.fori_loop(np.uint32(0), np.uint32(numbers.shape[0]), add, buffers)
+    return lax.fori_loop(np.uint32(0), np.uint32(count), add, buffers)
 
 
 def _rolled_sum(jacobian: Array, first: int, drawn: Drawn) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,11 @@ from exporter.ntk.count_sketch import BITS, PARITY, ROTATIONS, TURNS, Sketch
 
 Array = Any
 
+FEW = 1 << 22  # entries of all rows, whose signs are made once, as numbers: 16 MiB
+
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["words", "shifts", "outputs"], meta_fields=["dimensions"]
+    jax.tree_util.register_dataclass, data_fields=["words", "shifts", "outputs", "made"], meta_fields=["dimensions"]
 )
 @dataclasses.dataclass(frozen=True)
 class Drawn:
@@ -29,12 +31,14 @@ class Drawn:
       words: the signs of a row's entries, uint32 (rows, words).
       shifts: uint32 (rows,), as places that JAX need not ask whether they are negative.
       outputs: the sign of a row for each of R outputs, 0 or 1, uint32 (rows, R).
+      made: what loops read of all rows, if there are few (`FEW`).
     """
 
     dimensions: int
     words: Array
     shifts: Array
     outputs: Array
+    made: tuple[Array, Array, Array] | None = None
 
     def negative(self, row: Array) -> Array:
         """Which entries (R, D) of a row have a negative sign."""
@@ -42,12 +46,30 @@ class Drawn:
         bits = ((words[:, None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)).reshape(-1)[: self.dimensions]
         return (bits ^ self.outputs[row][:, None]) == 1
 
-    def signs(self, rows: Array) -> tuple[Array, Array]:
-        """1 or -1 of the entries (rows, D) of some rows, and of these rows for each output (rows, R)."""
+    def looped(self, number: Callable[[Array], Array], count: int) -> Callable[[Array], tuple[Array, Array]]:
+        """For a loop over `count` rows, the signs (R, D), 1 or -1, and the shift of the k-th, which is row number(k).
+
+        Signs are made before, since within the loop XLA would make them again for each example and output.
+        """
+        made = self.made or self._make(number(lax.iota(jnp.uint32, count)))
+
+        def of_row(k: Array) -> tuple[Array, Array]:
+            entries, outputs, shifts = (a[number(k) if self.made else k] for a in made)
+            return entries * outputs[:, None], shifts
+
+        return of_row
+
+    def with_few_made(self) -> Drawn:
+        """The same with what loops read of all rows, if these are few."""
+        few = self.words.shape[0] * self.dimensions <= FEW
+        return dataclasses.replace(self, made=self._make(slice(None))) if few else self
+
+    def _make(self, rows: Any) -> tuple[Array, Array, Array]:
+        """1 or -1 of the entries (rows, D) of some rows, and of these rows for each output (rows, R); their shifts."""
         bits = (self.words[rows][..., None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)
-        bits = bits.reshape(rows.shape[0], -1)[:, : self.dimensions]
+        bits = bits.reshape(bits.shape[0], -1)[:, : self.dimensions]
         of_entries, of_outputs = (1.0 - 2.0 * b.astype(jnp.float32) for b in (bits, self.outputs[rows]))
-        return of_entries, of_outputs
+        return of_entries, of_outputs, self.shifts[rows]
 
     def negative_at(self, row: Array, place: Array) -> Array:
         """Which of the entries (...) at these rows and places have a negative sign: (..., R)."""
@@ -88,7 +110,7 @@ def draw(
     words = jnp.stack([low, high], -1).reshape(total, -1)
     shifts = low[:, blocks] % np.uint32(sketch.dimensions)
     of_outputs = words[:, 2 * blocks + 2 :][:, outputs // BITS] >> (outputs % BITS).astype(jnp.uint32)
-    return Drawn(sketch.dimensions, words[:, : 2 * blocks], shifts, of_outputs & np.uint32(1))
+    return Drawn(sketch.dimensions, words[:, : 2 * blocks], shifts, of_outputs & np.uint32(1)).with_few_made()
 
 
 def _threefry(key: Sequence[Array], x: Array, y: Array) -> tuple[Array, Array]:

@@ -107,7 +107,7 @@ class Projection:
     @functools.cached_property
     def _largest_written(self) -> int:
         """How many numbers of one output's Jacobian by a variable are written out at a time, at most."""
-        sizes = [(c, max(math.prod(self._shapes[k]) for k in c.leaves)) for c in self._order]
+        sizes = [(c, self._size(c)) for c in self._order]
         block = TOGETHER // self.dtype.itemsize
         return max((min(size, block) if self._in_blocks(c) else size for c, size in sizes), default=0)
 
@@ -289,9 +289,14 @@ class Projection:
 
         If that is not known, but at most so many, of all or of one.
         """
-        largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
-        of_example = self.dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
-        at_once = (TOGETHER if how.cache is None else IN_CACHE) // of_example
+        of_number = self.dtype.itemsize * outputs
+        largest, buffer = max(map(self._size, segment)), 2 * self._sketch.dimensions
+        if how.cache is None:
+            at_once = TOGETHER // (of_number * (largest + buffer))
+        else:  # what is made in blocks is never written out
+            block = functools.partial(self._block, count=examples * outputs, at_once=False)
+            largest = max((self._size(c) for c in segment if not block(c)), default=1)
+            at_once = min(IN_CACHE // (of_number * buffer), BLOCK // (of_number * largest))
         if known:
             return _divisor(examples, at_once)
         return examples if how.cache is None or at_once >= examples else 1
@@ -340,6 +345,10 @@ class Projection:
     def _is_variable(self, component: Component) -> bool:
         """Whether a component's parameter is its variable as it is."""
         return self._features.sites[component.groups[0][0]].param.key == (-1 - component.leaves[0],)
+
+    def _size(self, component: Component) -> int:
+        """How many numbers one output's Jacobian has by a component's variable, or by the largest of them."""
+        return max(math.prod(self._shapes[k]) for k in component.leaves)
 
     def _block(self, component: Component, count: int, *, at_once: bool) -> int:
         """How many rows of a component's matrix are made at a time for so many buffers; 0 if it has no matrix."""
