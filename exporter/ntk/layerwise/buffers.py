@@ -27,7 +27,6 @@ Array = Any
 
 FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
 FEWEST_WAITING = 4  # rows of about a width that a loop is for
-WIDER = 4  # times as wide as others are rows that another loop is for
 BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
 LARGEST_BLOCK = 32 << 20
 
@@ -99,6 +98,11 @@ class Accumulator:
 
     def total(self) -> Array:
         """The buffers with all that was added."""
+        if self._waiting:
+            self._add_all_waiting()
+        return self._buffers
+
+    def _add_all_waiting(self) -> None:
         d, dtype = self._drawn.dimensions, self._buffers.dtype
         by_width: dict[int, list[tuple[int, int, int]]] = {}
         start = 0
@@ -106,21 +110,20 @@ class Accumulator:
             count = entries.shape[-1]
             for k in range(0, count, d):
                 size = min(d, count - k)
-                width = min(WIDER ** math.ceil(math.log(size, WIDER)), d)
+                width = min(1 << (size - 1).bit_length(), d)
                 by_width.setdefault(width, []).append((number + k // d, start + k, size))
             start += count
-        if self._waiting:
-            widest, end = max(by_width), jnp.zeros((*self._buffers.shape[:2], max(by_width)), dtype)
-            values = jnp.concatenate([*(entries.astype(dtype) for _, entries in self._waiting), end], -1)
-            rows: list[tuple[int, int, int]] = []
-            for width in sorted(by_width):
-                rows += by_width[width]
-                if len(rows) >= FEWEST_WAITING or width == widest:
-                    what = np.array(rows, np.uint32)
-                    self._buffers = _add_waiting(self._buffers, what, values, self._drawn, width=width)
-                    rows = []
+        widest = max(by_width)
+        end = jnp.zeros((*self._buffers.shape[:2], widest), dtype)  # so that wider slices than entries are there
+        values = jnp.concatenate([*(entries.astype(dtype) for _, entries in self._waiting), end], -1)
+        rows: list[tuple[int, int, int]] = []
+        for width in sorted(by_width):
+            rows += by_width[width]
+            if len(rows) >= FEWEST_WAITING or width == widest:
+                known = np.array(rows, np.uint32)
+                self._buffers = _add_waiting(self._buffers, known, values, self._drawn, width=width)
+                rows = []
         self._waiting = []
-        return self._buffers
 
 
 def _added(buffers: Array, shift: Array, signed: Array) -> Array:
@@ -145,7 +148,7 @@ def _add_rows(buffers: Array, first: Array, entries: Array, drawn: Drawn, *, at_
 
 @functools.partial(jax.jit, static_argnames="width")
 def _add_waiting(buffers: Array, rows: Array, values: Array, drawn: Drawn, *, width: int) -> Array:
-    """Buffers with rows added, each (number, where it begins in `values` (n, R, ...), how many entries up to `width`)."""
+    """Buffers with rows added, each (number, begin in `values` (n, R, ...), count of entries, up to `width`)."""
     numbers, starts, sizes = rows.T
 
     def part(k: Array) -> Array:

@@ -16,7 +16,7 @@ from exporter.ntk.count_sketch import BITS, PARITY, ROTATIONS, TURNS, Sketch
 
 Array = Any
 
-FEW = 1 << 22  # entries of all rows, whose signs are made once, as numbers: 16 MiB
+FEW = 1 << 24  # entries of all rows, whose signs are made once, in as many bytes
 
 
 @functools.partial(
@@ -31,7 +31,7 @@ class Drawn:
       words: the signs of a row's entries, uint32 (rows, words).
       shifts: uint32 (rows,), as places that JAX need not ask whether they are negative.
       outputs: the sign of a row for each of R outputs, 0 or 1, uint32 (rows, R).
-      made: what loops read of all rows, if there are few (`FEW`).
+      made: of all rows, if these are few (`FEW`), what `_make` gives loops; else None.
     """
 
     dimensions: int
@@ -68,7 +68,7 @@ class Drawn:
         """1 or -1 of the entries (rows, D) of some rows, and of these rows for each output (rows, R); their shifts."""
         bits = (self.words[rows][..., None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)
         bits = bits.reshape(bits.shape[0], -1)[:, : self.dimensions]
-        of_entries, of_outputs = (1.0 - 2.0 * b.astype(jnp.float32) for b in (bits, self.outputs[rows]))
+        of_entries, of_outputs = (1 - 2 * b.astype(jnp.int8) for b in (bits, self.outputs[rows]))
         return of_entries, of_outputs, self.shifts[rows]
 
     def negative_at(self, row: Array, place: Array) -> Array:

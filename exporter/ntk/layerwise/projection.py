@@ -107,7 +107,7 @@ class Projection:
     @functools.cached_property
     def _largest_written(self) -> int:
         """How many numbers of one output's Jacobian by a variable are written out at a time, at most."""
-        sizes = [(c, self._size(c)) for c in self._order]
+        sizes = [(c, max(math.prod(self._shapes[k]) for k in c.leaves)) for c in self._order]
         block = TOGETHER // self.dtype.itemsize
         return max((min(size, block) if self._in_blocks(c) else size for c, size in sizes), default=0)
 
@@ -289,14 +289,9 @@ class Projection:
 
         If that is not known, but at most so many, of all or of one.
         """
-        of_number = self.dtype.itemsize * outputs
-        largest, buffer = max(map(self._size, segment)), 2 * self._sketch.dimensions
-        if how.cache is None:
-            at_once = TOGETHER // (of_number * (largest + buffer))
-        else:  # what is made in blocks is never written out
-            block = functools.partial(self._block, count=examples * outputs, at_once=False)
-            largest = max((self._size(c) for c in segment if not block(c)), default=1)
-            at_once = min(IN_CACHE // (of_number * buffer), BLOCK // (of_number * largest))
+        largest = max(math.prod(self._shapes[k]) for component in segment for k in component.leaves)
+        of_example = self.dtype.itemsize * outputs * (largest + 2 * self._sketch.dimensions)
+        at_once = (TOGETHER if how.cache is None else IN_CACHE) // of_example
         if known:
             return _divisor(examples, at_once)
         return examples if how.cache is None or at_once >= examples else 1
@@ -345,10 +340,6 @@ class Projection:
     def _is_variable(self, component: Component) -> bool:
         """Whether a component's parameter is its variable as it is."""
         return self._features.sites[component.groups[0][0]].param.key == (-1 - component.leaves[0],)
-
-    def _size(self, component: Component) -> int:
-        """How many numbers one output's Jacobian has by a component's variable, or by the largest of them."""
-        return max(math.prod(self._shapes[k]) for k in component.leaves)
 
     def _block(self, component: Component, count: int, *, at_once: bool) -> int:
         """How many rows of a component's matrix are made at a time for so many buffers; 0 if it has no matrix."""
@@ -431,10 +422,17 @@ def _divisor(number: int, most: int) -> int:
 
 
 def _by_parts(fn: Any, size: int, *arrays: Any) -> Array:
-    """fn(*arrays), of (n, ...) each, for so many examples at a time."""
+    """fn(*arrays), of (n, ...) each, for so many examples at a time.
+
+    On their way they have two axes: of more XLA chooses the order in memory, and then copies them.
+    """
     n = jax.tree.leaves(arrays)[0].shape[0]
     if size == n:
         return fn(*arrays)
-    parts = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), arrays)
-    results = lax.map(lambda part: fn(*part), parts)
+    parts = jax.tree.map(lambda a: a.reshape(n // size, size * math.prod(a.shape[1:])), arrays)
+
+    def of_part(part: Any) -> Array:
+        return fn(*jax.tree.map(lambda values, a: values.reshape(size, *a.shape[1:]), part, arrays))
+
+    results = lax.map(of_part, parts)
     return results.reshape(n, *results.shape[2:])
