@@ -26,7 +26,7 @@ from exporter.ntk.layerwise.drawn import Drawn
 Array = Any
 
 FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
-FEWEST_WAITING = 4  # rows of about a width that a loop is for
+FEWEST_WAITING = 4  # rows of about a width that a loop is for; fewer are added with wider ones
 BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
 LARGEST_BLOCK = 32 << 20
 
@@ -103,6 +103,7 @@ class Accumulator:
         return self._buffers
 
     def _add_all_waiting(self) -> None:
+        """Adds them from one array, of which each loop slices rows of a width and takes their own entries."""
         d, dtype = self._drawn.dimensions, self._buffers.dtype
         by_width: dict[int, list[tuple[int, int, int]]] = {}
         start = 0
