@@ -25,7 +25,7 @@ from exporter.ntk.layerwise.drawn import Drawn
 
 Array = Any
 
-FEW_ROWS = 2  # of a variable that are written out, where a loop over them would have more to begin
+FEW_ROWS = 2  # of a variable that wait with its last one, where a loop over them would have more to begin
 FEWEST_WAITING = 4  # rows of about a width that a loop is for; fewer are added with wider ones
 BLOCK = 1 << 20  # bytes of a Jacobian, of all outputs, that are made of factors at a time
 LARGEST_BLOCK = 32 << 20

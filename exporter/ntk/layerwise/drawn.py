@@ -59,11 +59,6 @@ class Drawn:
 
         return of_row
 
-    def with_few_made(self) -> Drawn:
-        """The same with what loops read of all rows, if these are few."""
-        few = self.words.shape[0] * self.dimensions <= FEW
-        return dataclasses.replace(self, made=self._make(slice(None))) if few else self
-
     def _make(self, rows: Any) -> tuple[Array, Array, Array]:
         """1 or -1 of the entries (rows, D) of some rows, and of these rows for each output (rows, R); their shifts."""
         bits = (self.words[rows][..., None] >> lax.iota(jnp.uint32, BITS)) & np.uint32(1)
@@ -110,7 +105,9 @@ def draw(
     words = jnp.stack([low, high], -1).reshape(total, -1)
     shifts = low[:, blocks] % np.uint32(sketch.dimensions)
     of_outputs = words[:, 2 * blocks + 2 :][:, outputs // BITS] >> (outputs % BITS).astype(jnp.uint32)
-    return Drawn(sketch.dimensions, words[:, : 2 * blocks], shifts, of_outputs & np.uint32(1)).with_few_made()
+    drawn = Drawn(sketch.dimensions, words[:, : 2 * blocks], shifts, of_outputs & np.uint32(1))
+    few = total * sketch.dimensions <= FEW
+    return dataclasses.replace(drawn, made=drawn._make(slice(None))) if few else drawn
 
 
 def _threefry(key: Sequence[Array], x: Array, y: Array) -> tuple[Array, Array]:

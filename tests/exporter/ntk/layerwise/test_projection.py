@@ -9,7 +9,7 @@ from cpu_engine import projected_features_fn
 
 from exporter.compat.jax_names import enable_x64
 from exporter.ntk.count_sketch import Sketch
-from exporter.ntk.layerwise import lowering, projection
+from exporter.ntk.layerwise import drawn, lowering, projection
 from exporter.ntk.layerwise.features import ExampleFeatures
 from exporter.ntk.layerwise.projection import Projection
 from exporter.ntk.measure import bytes_of_program
@@ -65,9 +65,12 @@ def expected(model):
 
 @pytest.mark.parametrize(("cache", "memory"), [(None, 1), (1, 1), (1, 1 << 30), (1 << 22, 1)])
 def test_parts_of_examples_outputs_and_variables(model, expected, monkeypatch, cache, memory):
-    """Blocks of factors, examples and outputs one after the other or not, and platforms where all rows move at once."""
+    """Blocks of factors, examples and outputs one after the other or not, and platforms where all rows move at once.
+
+    Signs are made for some rows at a time, as for large models.
+    """
     params, x = model
-    for module, name in ((projection, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE")):
+    for module, name in ((projection, "BLOCK"), (projection, "TOGETHER"), (projection, "IN_CACHE"), (drawn, "FEW")):
         monkeypatch.setattr(module, name, 1)
     features = ExampleFeatures(wide, params, {}, x, counts=(1, 1), trace_axes=(2,), diagonal_axes=())
     how = dataclasses.replace(lowering.DEFAULT, cache=cache)
